@@ -1,0 +1,160 @@
+//! The verbs of a transformer forward. What a model may see of a device.
+//!
+//! Activations are row-major f32, one row a token. `n` counts tokens. Buffers may be larger than what
+//! a verb touches; they must not be smaller. Every verb checks its sizes and refuses with
+//! [`Error::Shape`](crate::Error::Shape) instead of touching memory it should not.
+
+use crate::{Memory, Result};
+use airllm_format::NumFormat;
+
+/// Some whole rows of a weight matrix `[rows, cols]`, packed as `format` says.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<V> {
+    /// `rows * format.row_bytes(cols)` bytes.
+    pub data: V,
+    /// How each row is packed.
+    pub format: NumFormat,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+}
+
+/// Where a multiply puts its result: columns `first..first + rows` of rows that are `stride` wide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Columns {
+    /// Width of a full output row, in numbers.
+    pub stride: usize,
+    /// The column that the first row of the matrix goes to.
+    pub first: usize,
+}
+
+/// How rotary position embedding pairs the elements of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeKind {
+    /// Element `i` turns with element `i + rotary/2` (Llama, Qwen, Mistral; "rotate half", NeoX).
+    Half,
+    /// Element `2i` turns with element `2i + 1` (ChatGLM, GLM, GPT-J).
+    Interleaved,
+}
+
+/// Shape of a rotary embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rope {
+    /// Tokens.
+    pub n: usize,
+    /// Heads in a row of `x`.
+    pub heads: usize,
+    /// Numbers in a head.
+    pub head_dim: usize,
+    /// How many of the head's first numbers turn; even, at most `head_dim`.
+    pub rotary: usize,
+    /// Which elements form a pair.
+    pub kind: RopeKind,
+}
+
+/// Shape of causal grouped-query attention over one sequence's cache.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attend {
+    /// The row of `q` and `out` that holds the first query.
+    pub first: usize,
+    /// Queries.
+    pub n: usize,
+    /// Position of the first query; query `i` sees cache rows `0..=start + i`.
+    pub start: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Numbers in a head.
+    pub head_dim: usize,
+    /// Scores are multiplied by this before the softmax.
+    pub scale: f32,
+}
+
+/// The verbs. A device implements each of them; there is no default that fails at run time.
+///
+/// Results are a function of the operands alone: the same numbers come out, bit for bit, however the
+/// rows of a matrix were cut into calls, however many tokens share a call and however many threads work.
+pub trait Ops: Memory {
+    /// Widens packed rows to f32: `y[rows, cols]`. The embedding lookup, after its rows were fetched.
+    fn decode(&self, rows: Matrix<Self::View<'_>>, y: &mut Self::Buf) -> Result<()>;
+
+    /// `y[t, out.first + r] = Σ_c x[t, c] · w[r, c]` for `t < n`; `x` is `[n, cols]`.
+    fn matmul(
+        &self,
+        w: Matrix<Self::View<'_>>,
+        x: &Self::Buf,
+        n: usize,
+        y: &mut Self::Buf,
+        out: Columns,
+    ) -> Result<()>;
+
+    /// `y[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight`; `weight` is `dim` f32.
+    ///
+    /// Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+    fn rms_norm(
+        &self,
+        x: &Self::Buf,
+        weight: Self::View<'_>,
+        eps: f32,
+        n: usize,
+        dim: usize,
+        y: &mut Self::Buf,
+    ) -> Result<()>;
+
+    /// `y[t, i] += bias[i]`; `bias` is `dim` f32, `y` is `[n, dim]`.
+    fn add_bias(&self, y: &mut Self::Buf, bias: Self::View<'_>, n: usize, dim: usize) -> Result<()>;
+
+    /// `y[i] += x[i]` for `i < len`.
+    fn add(&self, y: &mut Self::Buf, x: &Self::Buf, len: usize) -> Result<()>;
+
+    /// `gate[i] = silu(gate[i]) · up[i]` for `i < len` (SwiGLU; Shazeer 2020).
+    fn silu_mul(&self, gate: &mut Self::Buf, up: &Self::Buf, len: usize) -> Result<()>;
+
+    /// Turns each pair of `x[n, heads, head_dim]` by its angle (RoFormer; Su et al. 2021).
+    ///
+    /// `table` is `[n, rotary]`: for each token `rotary/2` cosines, then `rotary/2` sines, any
+    /// attention factor already multiplied in.
+    fn rope(&self, x: &mut Self::Buf, table: &Self::Buf, shape: Rope) -> Result<()>;
+
+    /// Copies rows `first..first + n` of `x[_, dim]` to rows `at..at + n` of `cache[_, dim]`.
+    fn store(
+        &self,
+        x: &Self::Buf,
+        first: usize,
+        n: usize,
+        dim: usize,
+        cache: &mut Self::Buf,
+        at: usize,
+    ) -> Result<()>;
+
+    /// `out[first + i] = softmax(scale · q[first + i] · Kᵀ) · V` per head over cache rows `0..=start + i`.
+    ///
+    /// `q` and `out` are `[_, heads, head_dim]`; `k` and `v` are `[capacity, kv_heads, head_dim]`.
+    fn attend(
+        &self,
+        q: &Self::Buf,
+        k: &Self::Buf,
+        v: &Self::Buf,
+        out: &mut Self::Buf,
+        shape: Attend,
+    ) -> Result<()>;
+
+    /// `y[i] = x[rows[i]]` for rows of `dim` numbers.
+    fn gather(&self, x: &Self::Buf, rows: &[u32], dim: usize, y: &mut Self::Buf) -> Result<()>;
+
+    /// Work declared by every verb since the device was opened.
+    fn work(&self) -> Work;
+}
+
+/// What verbs declared: bytes of weights and activations touched, and floating-point operations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes read and written.
+    pub bytes: u64,
+    /// Multiplications and additions.
+    pub flops: u64,
+    /// Calls.
+    pub calls: u64,
+}
