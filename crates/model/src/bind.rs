@@ -1,0 +1,152 @@
+//! Finding the tensors that a configuration declares in a catalog.
+
+use crate::arch::Role;
+use crate::config::TensorDecl;
+use crate::{Config, Error, Result};
+use airllm_format::NumFormat;
+use airllm_stream::{Catalog, Tensor, TensorId};
+
+/// Where the tensors of a model are, by unit and role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// "embed", the layers, "head"; in each the bound tensors in the order of use.
+    units: Vec<Vec<Bound>>,
+}
+
+/// One tensor, found and checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// What it is for.
+    pub role: Role,
+    /// Its place in the catalog.
+    pub id: TensorId,
+    /// How its rows are packed.
+    pub format: NumFormat,
+    /// Rows; 1 for a vector.
+    pub rows: usize,
+    /// Numbers in a row.
+    pub cols: usize,
+}
+
+/// Finds every tensor that `config` declares in `catalog`, and checks its shape, its format and its
+/// place in the pass.
+///
+/// Tensors that the configuration does not declare may be in the catalog; in the pass they may not.
+pub fn bind(config: &Config, catalog: &Catalog) -> Result<Binding> {
+    let mut units = Vec::with_capacity(config.layers + 2);
+    for unit in config.units() {
+        let mut bound = Vec::with_capacity(unit.tensors.len());
+        for decl in &unit.tensors {
+            let found = catalog.find(&unit.name, &decl.name);
+            let Some((id, tensor)) = found.and_then(|id| Some((id, catalog.get(id)?))) else {
+                let expected = format!("{} ({})", shape(decl.rows(), decl.cols()), decl.hf);
+                return Err(mismatch(&unit.name, &decl.name, expected, "nothing"));
+            };
+            check(&unit.name, decl, tensor)?;
+            let &Tensor {
+                format, rows, cols, ..
+            } = tensor;
+            bound.push(Bound {
+                role: decl.role,
+                id,
+                format,
+                rows,
+                cols,
+            });
+        }
+        units.push(bound);
+    }
+    check_pass(config, catalog)?;
+    Ok(Binding { units })
+}
+
+impl Binding {
+    /// The token embedding.
+    pub fn embed(&self) -> Option<&Bound> {
+        self.get(0, Role::Embed)
+    }
+
+    /// A tensor of layer `layer`; `None` where the model has no such tensor.
+    pub fn layer(&self, layer: usize, role: Role) -> Option<&Bound> {
+        self.get(layer + 1, role)
+    }
+
+    /// A tensor of the head; `None` where the model has no such tensor.
+    pub fn head(&self, role: Role) -> Option<&Bound> {
+        self.get(self.units.len().checked_sub(1)?, role)
+    }
+
+    fn get(&self, unit: usize, role: Role) -> Option<&Bound> {
+        self.units
+            .get(unit)?
+            .iter()
+            .find(|bound| bound.role == role)
+    }
+}
+
+fn check(unit: &str, decl: &TensorDecl, tensor: &Tensor) -> Result<()> {
+    let (rows, cols) = (decl.rows(), decl.cols());
+    if (tensor.rows, tensor.cols) != (rows, cols) {
+        let found = shape(tensor.rows, tensor.cols);
+        return Err(mismatch(unit, &decl.name, shape(rows, cols), found));
+    }
+    if decl.is_vector() && tensor.format != NumFormat::F32 {
+        return Err(mismatch(
+            unit,
+            &decl.name,
+            "a vector of f32",
+            tensor.format.name(),
+        ));
+    }
+    // `NumFormat` is ordered from the widest to the narrowest.
+    if tensor.format > decl.floor {
+        let expected = format!("{} or wider", decl.floor);
+        return Err(mismatch(unit, &decl.name, expected, tensor.format.name()));
+    }
+    Ok(())
+}
+
+fn check_pass(config: &Config, catalog: &Catalog) -> Result<()> {
+    let declared = config.pass();
+    for place in 0..declared.len().max(catalog.pass.len()) {
+        let found = catalog.pass.get(place).map(|&id| match catalog.get(id) {
+            Some(tensor) => format!("{}/{}", catalog.units[id.unit].name, tensor.name),
+            None => format!(
+                "tensor {} of unit {}, which does not exist",
+                id.tensor, id.unit
+            ),
+        });
+        let found = found.unwrap_or_else(|| "the end".into());
+        let (unit, tensor, expected) = match declared.get(place) {
+            Some((unit, tensor)) => (unit.as_str(), tensor.as_str(), format!("{unit}/{tensor}")),
+            None => ("pass", "end", "the end".into()),
+        };
+        if found != expected {
+            let expected = format!("{expected} at place {place} of the pass");
+            return Err(mismatch(unit, tensor, expected, found));
+        }
+    }
+    Ok(())
+}
+
+fn shape(rows: usize, cols: usize) -> String {
+    if rows == 1 {
+        format!("[{cols}]")
+    } else {
+        format!("[{rows}, {cols}]")
+    }
+}
+
+fn mismatch(
+    unit: &str,
+    tensor: &str,
+    expected: impl Into<String>,
+    found: impl Into<String>,
+) -> Error {
+    Error::Binding {
+        unit: unit.into(),
+        tensor: tensor.into(),
+        expected: expected.into(),
+        found: found.into(),
+    }
+}

@@ -1,0 +1,420 @@
+//! The one forward that runs every architecture.
+
+use crate::arch::Role;
+use crate::rope::Table;
+use crate::scratch::Scratch;
+use crate::{Binding, Bound, Config, Error, Result, Sequence};
+use airllm_kernels::{Attend, Columns, Matrix, Ops, Rope};
+use airllm_stream::Pipeline;
+use std::sync::Arc;
+
+/// A model on a device: its configuration, where its tensors are, and the memory a pass needs.
+///
+/// It holds no weights. They flow past in [`forward`](Model::forward).
+pub struct Model<D: Ops> {
+    config: Config,
+    binding: Binding,
+    device: Arc<D>,
+    max_tokens: usize,
+    scratch: Scratch<D>,
+    /// Tables, hidden states and logits on their way between host and device.
+    host: Vec<f32>,
+}
+
+/// Some tokens of one sequence, to be run through the model in one pass.
+pub struct Span<'a, D: Ops> {
+    /// The tokens, at least one. They follow those that `seq` holds.
+    pub ids: &'a [u32],
+    /// The sequence. After the pass it holds these tokens too.
+    pub seq: &'a mut Sequence<D>,
+    /// The prompt's whole length, as far as it is known; 0 where it is not.
+    ///
+    /// Only dynamic NTK scaling looks at it: a position's base is that of this length, or of the
+    /// position's own (its index and one) where that is more. So a prompt that is run in several passes
+    /// gets the base of its whole length, and each token generated after it the base of its own.
+    pub rope_len: usize,
+    /// Which rows of logits are wanted.
+    pub logits: Want,
+}
+
+/// Which logits of a span are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// None: the tokens only go into the cache.
+    None,
+    /// Those of the last token.
+    Last,
+    /// Those of every token.
+    All,
+}
+
+/// What is called with the hidden states `[tokens of all spans, hidden]`: number 0 is the embedding,
+/// number `i` the output of layer `i - 1`, before any final norm.
+pub type Observer<'a> = dyn FnMut(usize, &[f32]) + 'a;
+
+impl<D: Ops> Model<D> {
+    /// A model that runs up to `max_tokens` tokens a pass. Takes
+    /// [`activation_bytes`](crate::activation_bytes) of the device at once.
+    pub fn new(
+        device: Arc<D>,
+        config: Config,
+        binding: Binding,
+        max_tokens: usize,
+    ) -> Result<Self> {
+        if max_tokens == 0 {
+            return Err(Error::Input("a pass cannot be of 0 tokens".into()));
+        }
+        let scratch = Scratch::new(&*device, &config, max_tokens)?;
+        Ok(Self {
+            config,
+            binding,
+            device,
+            max_tokens,
+            scratch,
+            host: Vec::new(),
+        })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The most tokens, of all spans together, that a pass takes.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// An empty sequence with room for `capacity` tokens.
+    pub fn sequence(&self, capacity: usize) -> Result<Sequence<D>> {
+        Sequence::new(&*self.device, &self.config, capacity)
+    }
+
+    /// Runs the tokens of all spans through the model in one pass over the weights.
+    ///
+    /// Spans lie side by side without padding, and each attends to its own sequence alone, so that a
+    /// span's result does not depend on the others, bit for bit. Returns for each span the logits it
+    /// wanted, `[rows, vocab]`, rows one after the other. Where it fails the sequences hold what they
+    /// held before, and `weights` starts its pass anew.
+    pub fn forward(
+        &mut self,
+        weights: &mut Pipeline<D>,
+        spans: &mut [Span<'_, D>],
+        observer: Option<&mut Observer<'_>>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let tokens = self.check(spans)?;
+        if tokens == 0 {
+            return Ok(Vec::new());
+        }
+        let mut pass = Pass {
+            config: &self.config,
+            binding: &self.binding,
+            device: &*self.device,
+            host: &mut self.host,
+            weights,
+            tokens,
+            observer,
+        };
+        match pass.run(spans, &mut self.scratch) {
+            Ok(logits) => {
+                for span in spans {
+                    span.seq.grow(span.ids.len());
+                }
+                Ok(logits)
+            }
+            Err(error) => {
+                // Whatever stands in the way of a restart is what broke this pass, or comes again.
+                let _ = pass.weights.restart();
+                Err(error)
+            }
+        }
+    }
+
+    /// Refuses what cannot be run; the number of tokens otherwise.
+    fn check(&self, spans: &[Span<'_, D>]) -> Result<usize> {
+        let mut tokens = 0_usize;
+        for (index, span) in spans.iter().enumerate() {
+            let (len, capacity) = (span.seq.len(), span.seq.capacity());
+            if span.ids.is_empty() {
+                return Err(Error::Input(format!("span {index} has no tokens")));
+            }
+            if span.ids.len() > capacity - len {
+                return Err(Error::Cache {
+                    span: index,
+                    capacity,
+                    len,
+                    more: span.ids.len(),
+                });
+            }
+            if span.seq.layers.len() != self.config.layers {
+                return Err(Error::Input(format!(
+                    "the cache of sequence {index} is for {} layers, the model has {}",
+                    span.seq.layers.len(),
+                    self.config.layers
+                )));
+            }
+            let vocab = self.config.vocab;
+            if let Some(at) = span.ids.iter().position(|&id| id as usize >= vocab) {
+                return Err(Error::Input(format!(
+                    "token {at} of span {index} has id {}, the vocabulary has {vocab} ids",
+                    span.ids[at]
+                )));
+            }
+            tokens = tokens.saturating_add(span.ids.len());
+        }
+        if tokens > self.max_tokens {
+            return Err(Error::Input(format!(
+                "{tokens} tokens were given for one pass, {} are the most",
+                self.max_tokens
+            )));
+        }
+        Ok(tokens)
+    }
+}
+
+/// One pass: what every step of it needs.
+struct Pass<'a, 'o, D: Ops> {
+    config: &'a Config,
+    binding: &'a Binding,
+    device: &'a D,
+    host: &'a mut Vec<f32>,
+    weights: &'a mut Pipeline<D>,
+    tokens: usize,
+    observer: Option<&'a mut Observer<'o>>,
+}
+
+impl<D: Ops> Pass<'_, '_, D> {
+    fn run(
+        &mut self,
+        spans: &mut [Span<'_, D>],
+        scratch: &mut Scratch<D>,
+    ) -> Result<Vec<Vec<f32>>> {
+        self.table(spans, scratch)?;
+        self.embed(spans, scratch)?;
+        self.observe(0, &scratch.x)?;
+        for layer in 0..self.config.layers {
+            self.attention(layer, spans, scratch)?;
+            self.feed_forward(layer, scratch)?;
+            self.observe(layer + 1, &scratch.x)?;
+        }
+        self.head(spans, scratch)
+    }
+
+    /// Cosines and sines of every token, for all layers.
+    fn table(&mut self, spans: &[Span<'_, D>], s: &mut Scratch<D>) -> Result<()> {
+        let mut table = Table::new(&self.config.rotary);
+        self.host.clear();
+        for span in spans {
+            for position in span.seq.len()..span.seq.len() + span.ids.len() {
+                table.push(position, span.rope_len.max(position + 1), self.host);
+            }
+        }
+        self.device
+            .write(&mut s.table, 0, bytemuck::cast_slice(self.host))?;
+        Ok(())
+    }
+
+    fn embed(&mut self, spans: &[Span<'_, D>], s: &mut Scratch<D>) -> Result<()> {
+        let embed = need(self.binding.embed(), Role::Embed)?;
+        let ids: Vec<u32> = spans.iter().flat_map(|span| span.ids).copied().collect();
+        let device = self.device;
+        self.weights.gather(embed.id, &ids, |data| -> Result<()> {
+            Ok(device.decode(embed.matrix(data, ids.len()), &mut s.x)?)
+        })
+    }
+
+    fn attention(
+        &mut self,
+        layer: usize,
+        spans: &mut [Span<'_, D>],
+        s: &mut Scratch<D>,
+    ) -> Result<()> {
+        let (device, c) = (self.device, self.config);
+        self.norm(layer, Role::AttnNorm, &s.x, &mut s.h)?;
+        self.linear(layer, Role::Q, Role::QBias, &s.h, &mut s.a)?;
+        self.linear(layer, Role::K, Role::KBias, &s.h, &mut s.k)?;
+        self.linear(layer, Role::V, Role::VBias, &s.h, &mut s.v)?;
+
+        let turn = |heads| Rope {
+            n: self.tokens,
+            heads,
+            head_dim: c.head_dim,
+            rotary: c.rotary.dim,
+            kind: c.arch.rope,
+        };
+        device.rope(&mut s.a, &s.table, turn(c.heads))?;
+        device.rope(&mut s.k, &s.table, turn(c.kv_heads))?;
+
+        let mut first = 0;
+        for span in spans {
+            let (n, start) = (span.ids.len(), span.seq.len());
+            let (keys, values) = &mut span.seq.layers[layer];
+            device.store(&s.k, first, n, c.kv_dim(), keys, start)?;
+            device.store(&s.v, first, n, c.kv_dim(), values, start)?;
+            let shape = Attend {
+                first,
+                n,
+                start,
+                heads: c.heads,
+                kv_heads: c.kv_heads,
+                head_dim: c.head_dim,
+                scale: 1.0 / (c.head_dim as f32).sqrt(),
+            };
+            device.attend(&s.a, keys, values, &mut s.b, shape)?;
+            first += n;
+        }
+
+        self.linear(layer, Role::O, Role::OBias, &s.b, &mut s.h)?;
+        device.add(&mut s.x, &s.h, self.tokens * c.hidden)?;
+        Ok(())
+    }
+
+    fn feed_forward(&mut self, layer: usize, s: &mut Scratch<D>) -> Result<()> {
+        let (device, c) = (self.device, self.config);
+        self.norm(layer, Role::MlpNorm, &s.x, &mut s.h)?;
+        self.linear(layer, Role::Gate, Role::GateBias, &s.h, &mut s.a)?;
+        self.linear(layer, Role::Up, Role::UpBias, &s.h, &mut s.b)?;
+        device.silu_mul(&mut s.a, &s.b, self.tokens * c.inner)?;
+        self.linear(layer, Role::Down, Role::DownBias, &s.a, &mut s.h)?;
+        device.add(&mut s.x, &s.h, self.tokens * c.hidden)?;
+        Ok(())
+    }
+
+    /// Final norm and projection to the vocabulary, of the wanted rows alone.
+    fn head(&mut self, spans: &[Span<'_, D>], s: &mut Scratch<D>) -> Result<Vec<Vec<f32>>> {
+        let (device, hidden, vocab) = (self.device, self.config.hidden, self.config.vocab);
+        let norm = need(self.binding.head(Role::FinalNorm), Role::FinalNorm)?;
+        let tied = || self.binding.embed().filter(|_| self.config.tied);
+        let head = need(self.binding.head(Role::Head).or_else(tied), Role::Head)?;
+
+        // Which rows of the hidden state are wanted, and where the logits of each go.
+        let mut results = Vec::with_capacity(spans.len());
+        let (mut rows, mut places, mut first) = (Vec::new(), Vec::new(), 0);
+        for (index, span) in spans.iter().enumerate() {
+            let n = span.ids.len();
+            let wanted = match span.logits {
+                Want::None => 0,
+                Want::Last => 1,
+                Want::All => n,
+            };
+            rows.extend((first + n - wanted..first + n).map(|row| row as u32));
+            places.extend((0..wanted).map(|row| (index, row * vocab)));
+            results.push(vec![0.0; wanted * vocab]);
+            first += n;
+        }
+        if rows.is_empty() {
+            self.weights.skip(norm.id)?;
+            self.weights.skip(head.id)?;
+            return Ok(results);
+        }
+
+        device.gather(&s.x, &rows, hidden, &mut s.h)?;
+        self.normalise(norm, rows.len(), &s.h, &mut s.x)?;
+
+        // All rows must meet a stripe of the head while it is here. Their logits do not all fit the
+        // device, so they go to the host in chunks; the first chunk needs no copy of its inputs.
+        let host = &mut *self.host;
+        self.weights.rows(head.id, |stripe| -> Result<()> {
+            let count = stripe.count;
+            let most = (s.logit_numbers / count.max(1)).max(1);
+            for (chunk, places) in places.chunks(most).enumerate() {
+                let lo = chunk * most;
+                let x = if lo == 0 {
+                    &s.x
+                } else {
+                    let picked: Vec<u32> = (lo..lo + places.len()).map(|row| row as u32).collect();
+                    device.gather(&s.x, &picked, hidden, &mut s.h)?;
+                    &s.h
+                };
+                let out = Columns {
+                    stride: count,
+                    first: 0,
+                };
+                device.matmul(
+                    head.matrix(stripe.data, count),
+                    x,
+                    places.len(),
+                    &mut s.logits,
+                    out,
+                )?;
+                host.resize(places.len() * count, 0.0);
+                device.read(&s.logits, 0, bytemuck::cast_slice_mut(host))?;
+                for (row, &(span, at)) in host.chunks_exact(count).zip(places) {
+                    let at = at + stripe.first;
+                    results[span][at..at + count].copy_from_slice(row);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(results)
+    }
+
+    /// `y = x · Wᵀ + bias`, stripe by stripe as the matrix flows past.
+    fn linear(
+        &mut self,
+        layer: usize,
+        role: Role,
+        bias: Role,
+        x: &D::Buf,
+        y: &mut D::Buf,
+    ) -> Result<()> {
+        let (device, n) = (self.device, self.tokens);
+        let w = need(self.binding.layer(layer, role), role)?;
+        self.weights.rows(w.id, |stripe| -> Result<()> {
+            let out = Columns {
+                stride: w.rows,
+                first: stripe.first,
+            };
+            Ok(device.matmul(w.matrix(stripe.data, stripe.count), x, n, y, out)?)
+        })?;
+        if let Some(bias) = self.binding.layer(layer, bias) {
+            self.weights.rows(bias.id, |stripe| -> Result<()> {
+                Ok(device.add_bias(y, stripe.data, n, bias.cols)?)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn norm(&mut self, layer: usize, role: Role, x: &D::Buf, y: &mut D::Buf) -> Result<()> {
+        let weight = need(self.binding.layer(layer, role), role)?;
+        self.normalise(weight, self.tokens, x, y)
+    }
+
+    fn normalise(&mut self, weight: &Bound, n: usize, x: &D::Buf, y: &mut D::Buf) -> Result<()> {
+        let (device, eps) = (self.device, self.config.norm_eps);
+        self.weights.rows(weight.id, |stripe| -> Result<()> {
+            Ok(device.rms_norm(x, stripe.data, eps, n, weight.cols, y)?)
+        })
+    }
+
+    fn observe(&mut self, number: usize, x: &D::Buf) -> Result<()> {
+        if let Some(observer) = &mut self.observer {
+            self.host.resize(self.tokens * self.config.hidden, 0.0);
+            self.device
+                .read(x, 0, bytemuck::cast_slice_mut(self.host))?;
+            observer(number, self.host);
+        }
+        Ok(())
+    }
+}
+
+impl Bound {
+    /// `rows` packed rows of it, for a verb.
+    fn matrix<V>(&self, data: V, rows: usize) -> Matrix<V> {
+        Matrix {
+            data,
+            format: self.format,
+            rows,
+            cols: self.cols,
+        }
+    }
+}
+
+fn need(bound: Option<&Bound>, role: Role) -> Result<&Bound> {
+    bound.ok_or_else(|| Error::Binding {
+        unit: "model".into(),
+        tensor: role.name().into(),
+        expected: "a tensor of this role, as the forward needs one".into(),
+        found: "nothing".into(),
+    })
+}
