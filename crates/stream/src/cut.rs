@@ -1,0 +1,264 @@
+//! Cuts the tensors of a pass into stripes: contiguous runs of whole rows that fit a slot.
+
+use crate::arena::ALIGNMENT;
+use crate::{Catalog, Error, Result, TensorId};
+
+/// Contiguous bytes of one file that hold whole rows of one or more consecutive tensors.
+///
+/// The file's order is the order of use, so small tensors share a stripe with their neighbours and
+/// every read is large, however small the matrices are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stripe {
+    /// Index of the file in the source.
+    pub file: usize,
+    /// First byte, aligned down for direct reads.
+    pub offset: u64,
+    /// Bytes to read, aligned up.
+    pub len: usize,
+    /// What lies in it, in order of use.
+    pub parts: Vec<Part>,
+    /// Whether it stays in memory once read.
+    pub pinned: bool,
+}
+
+/// Rows of one tensor inside a stripe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// The tensor.
+    pub id: TensorId,
+    /// Its first row here.
+    pub first: usize,
+    /// Rows here.
+    pub count: usize,
+    /// Where they start in the slot, in bytes.
+    pub at: usize,
+}
+
+/// A pass cut into stripes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// All stripes of a pass, in order.
+    pub stripes: Vec<Stripe>,
+    /// Indices of those that are streamed in every pass.
+    pub streamed: Vec<usize>,
+    /// For each entry of [`Catalog::pass`]: index of the stripe that holds its first rows.
+    pub starts: Vec<usize>,
+}
+
+impl Cut {
+    /// Cuts `catalog.pass` into stripes that fit slots of `slot_bytes`; `pinned[unit]` marks the units
+    /// that stay in memory.
+    pub fn new(catalog: &Catalog, pinned: &[bool], slot_bytes: usize) -> Result<Self> {
+        let mut cut = Self {
+            stripes: Vec::new(),
+            streamed: Vec::new(),
+            starts: Vec::new(),
+        };
+        let mut open: Option<Open> = None;
+        for &id in &catalog.pass {
+            let tensor = catalog.get(id).ok_or_else(|| {
+                Error::Catalog(format!("the pass names {id:?}, which is not there"))
+            })?;
+            let row = tensor.row_bytes();
+            let pin = pinned.get(id.unit).copied().unwrap_or(false);
+            let need = smallest_slot(row);
+            if need > slot_bytes {
+                return Err(Error::SlotTooSmall {
+                    tensor: name(catalog, id),
+                    need,
+                    have: slot_bytes,
+                });
+            }
+            if tensor.rows == 0 || row == 0 {
+                return Err(Error::Catalog(format!("{} is empty", name(catalog, id))));
+            }
+            let mut first = 0;
+            while first < tensor.rows {
+                let offset = tensor.offset + (first * row) as u64;
+                let fits = match &open {
+                    Some(run) if run.follows(tensor.file, offset, pin) => {
+                        run.room(offset, slot_bytes) / row
+                    }
+                    _ => 0,
+                };
+                if fits == 0 {
+                    cut.close(open.take());
+                    open = Some(Open {
+                        file: tensor.file,
+                        start: offset,
+                        end: offset,
+                        pin,
+                        parts: Vec::new(),
+                    });
+                }
+                if let Some(run) = &mut open {
+                    let count = (run.room(offset, slot_bytes) / row).min(tensor.rows - first);
+                    if first == 0 {
+                        cut.starts.push(cut.stripes.len());
+                    }
+                    let at = (offset - align_down(run.start)) as usize;
+                    run.parts.push(Part {
+                        id,
+                        first,
+                        count,
+                        at,
+                    });
+                    run.end = offset + (count * row) as u64;
+                    first += count;
+                }
+            }
+        }
+        cut.close(open);
+        Ok(cut)
+    }
+
+    fn close(&mut self, open: Option<Open>) {
+        let Some(run) = open else { return };
+        let offset = align_down(run.start);
+        let len = ((run.end - offset) as usize).next_multiple_of(ALIGNMENT);
+        if !run.pin {
+            self.streamed.push(self.stripes.len());
+        }
+        self.stripes.push(Stripe {
+            file: run.file,
+            offset,
+            len,
+            parts: run.parts,
+            pinned: run.pin,
+        });
+    }
+}
+
+/// Bytes a slot must have so that one row of `row` bytes always fits, whatever its alignment.
+pub fn smallest_slot(row: usize) -> usize {
+    (row + ALIGNMENT - 1).next_multiple_of(ALIGNMENT)
+}
+
+/// A tensor's name for messages: `unit.tensor`.
+pub fn name(catalog: &Catalog, id: TensorId) -> String {
+    match (catalog.units.get(id.unit), catalog.get(id)) {
+        (Some(unit), Some(tensor)) => format!("{}.{}", unit.name, tensor.name),
+        _ => format!("{id:?}"),
+    }
+}
+
+struct Open {
+    file: usize,
+    start: u64,
+    end: u64,
+    pin: bool,
+    parts: Vec<Part>,
+}
+
+impl Open {
+    /// Whether rows at `offset` may join: same file, same tier, and right behind, padding allowed.
+    fn follows(&self, file: usize, offset: u64, pin: bool) -> bool {
+        self.file == file
+            && self.pin == pin
+            && offset >= self.end
+            && offset - self.end < ALIGNMENT as u64
+    }
+
+    /// Bytes from `offset` to the end of a slot that starts at this run's aligned start.
+    fn room(&self, offset: u64, slot_bytes: usize) -> usize {
+        slot_bytes.saturating_sub((offset - align_down(self.start)) as usize)
+    }
+}
+
+fn align_down(offset: u64) -> u64 {
+    offset / ALIGNMENT as u64 * ALIGNMENT as u64
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{Tensor, Unit};
+    use airllm_format::NumFormat;
+    use proptest::prelude::*;
+
+    /// A catalog whose tensors lie one after the other with the given gaps, a file for each unit.
+    pub(crate) fn catalog(units: &[Vec<(usize, usize, u64)>]) -> Catalog {
+        let mut pass = Vec::new();
+        let units = units.iter().enumerate().map(|(u, tensors)| {
+            let mut offset = 0;
+            let tensors = tensors.iter().enumerate().map(|(t, &(rows, cols, gap))| {
+                offset += gap;
+                let tensor = Tensor {
+                    name: format!("t{t}"),
+                    file: u,
+                    offset,
+                    format: NumFormat::F32,
+                    rows,
+                    cols,
+                    checksum: None,
+                };
+                offset += tensor.bytes() as u64;
+                pass.push(TensorId { unit: u, tensor: t });
+                tensor
+            });
+            Unit {
+                name: format!("u{u}"),
+                tensors: tensors.collect(),
+            }
+        });
+        Catalog {
+            units: units.collect(),
+            pass,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn stripes_cover_every_row_once_and_fit(
+            units in prop::collection::vec(
+                prop::collection::vec((1usize..200, 1usize..400, 0u64..9000), 1..6), 1..5),
+            pinned in prop::collection::vec(any::<bool>(), 5),
+            extra in 0usize..40_000,
+        ) {
+            let catalog = catalog(&units);
+            let slot = (400 * 4 + 2 * ALIGNMENT + extra) / ALIGNMENT * ALIGNMENT;
+            let cut = Cut::new(&catalog, &pinned, slot).unwrap();
+            let mut seen = Vec::new();
+            for (index, stripe) in cut.stripes.iter().enumerate() {
+                prop_assert!(stripe.len <= slot);
+                prop_assert_eq!(stripe.offset % ALIGNMENT as u64, 0);
+                prop_assert_eq!(stripe.len % ALIGNMENT, 0);
+                prop_assert_eq!(cut.streamed.contains(&index), !stripe.pinned);
+                for part in &stripe.parts {
+                    let tensor = catalog.get(part.id).unwrap();
+                    let from = tensor.offset + (part.first * tensor.row_bytes()) as u64;
+                    prop_assert_eq!(stripe.offset + part.at as u64, from);
+                    prop_assert!(part.at + part.count * tensor.row_bytes() <= stripe.len);
+                    prop_assert_eq!(pinned[part.id.unit], stripe.pinned);
+                    for row in part.first..part.first + part.count {
+                        seen.push((part.id, row));
+                    }
+                }
+            }
+            let all: Vec<_> = catalog.pass.iter()
+                .flat_map(|&id| (0..catalog.get(id).unwrap().rows).map(move |row| (id, row)))
+                .collect();
+            prop_assert_eq!(seen, all);
+            for (entry, &start) in cut.starts.iter().enumerate() {
+                prop_assert!(cut.stripes[start].parts.iter().any(|part| part.id == catalog.pass[entry] && part.first == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_that_fits_no_slot_is_refused_with_numbers() {
+        let catalog = catalog(&[vec![(3, 3000, 0)]]);
+        let error = Cut::new(&catalog, &[false], 8192).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::SlotTooSmall {
+                    need: 16384,
+                    have: 8192,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,536 @@
+//! The spine: a catalog streams through a ring of slots and is leased, rows at a time, to a computation.
+//!
+//! ```text
+//!  LayerSource ──read──► slot of the ring ──lease──► f(rows) ──► slot is free again
+//!       ▲ reader threads, in the order      ▲ pinned stripes stay: read once, leased in every pass
+//!       └ of the pass, round and round
+//! ```
+//!
+//! Readers never wait for the end of a pass: while the consumer samples a token, the first stripes of the
+//! next pass are already being read, as far as the ring's slots allow.
+
+use crate::arena::{self, ALIGNMENT, Filling, Ready, Slot};
+use crate::check::{Checks, check_catalog, load};
+use crate::cut::{Cut, Part, name};
+use crate::reader::{Counters, Shared, SourceBox};
+use crate::ring::Ring;
+use crate::sync::{Mutex, lock};
+use crate::timeline::{Activity, Event, Timeline};
+use crate::upload::Uploads;
+use crate::{Catalog, Error, Result, Tensor, TensorId};
+use airllm_format::LayerSource;
+use airllm_kernels::Memory;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+/// Consecutive rows of one tensor, where the device can read them.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<V> {
+    /// The packed rows.
+    pub data: V,
+    /// Index of the first one in its tensor.
+    pub first: usize,
+    /// How many.
+    pub count: usize,
+}
+
+/// How a pipeline is laid out; see [`plan`](crate::plan::plan), which chooses this.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Which units stay in memory, by index; missing ones are streamed.
+    pub pinned: Vec<bool>,
+    /// Slots of the ring.
+    pub slots: usize,
+    /// Bytes of a slot.
+    pub slot_bytes: usize,
+    /// Reader threads.
+    pub readers: usize,
+    /// Where lanes record what they do.
+    pub timeline: Arc<Timeline>,
+}
+
+/// What has been moved so far. Deterministic but for the times.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Stats {
+    /// Bytes asked of the source.
+    pub bytes_read: u64,
+    /// Reads issued.
+    pub reads: u64,
+    /// Reads repeated after an error.
+    pub retries: u64,
+    /// Bytes of weights leased to the computation.
+    pub bytes_leased: u64,
+    /// Whole passes leased.
+    pub passes: u64,
+    /// Nanoseconds spent in reads, summed over readers.
+    pub read_ns: u64,
+    /// Nanoseconds the consumer waited for stripes.
+    pub wait_ns: u64,
+    /// Nanoseconds the consumer spent on leases.
+    pub compute_ns: u64,
+}
+
+/// A running stream. Dropping it ends its threads.
+pub struct Pipeline<M: Memory> {
+    device: Arc<M>,
+    shared: Arc<Shared>,
+    readers: Vec<JoinHandle<()>>,
+    /// Pinned stripes that have arrived, by stripe.
+    kept: Vec<Option<Slot<Ready>>>,
+    /// Pinned tensors that no pass streams (an untied embedding), whole.
+    resident: HashMap<TensorId, Slot<Ready>>,
+    /// The ring's slot that is being leased, and its stripe.
+    lease: Option<(usize, Slot<Ready>)>,
+    /// Slots whose leases ended but whose work may not have.
+    pending: VecDeque<(M::Fence, Slot<Ready>)>,
+    slots: usize,
+    uploads: Uploads<M>,
+    /// Number of the next stripe to take.
+    number: u64,
+    pass: u64,
+    /// Index into the catalog's pass.
+    entry: usize,
+    failure: Option<Error>,
+    stats: Stats,
+}
+
+impl<M: Memory> Pipeline<M> {
+    /// Starts the readers. Pinned units are read on their first use; tensors that no pass streams are
+    /// checked here, and loaded if pinned.
+    pub fn start(
+        device: Arc<M>,
+        source: Arc<dyn LayerSource>,
+        catalog: Catalog,
+        options: &Options,
+    ) -> Result<Self> {
+        check_catalog(&catalog, source.as_ref())?;
+        let slot_bytes = options.slot_bytes / ALIGNMENT * ALIGNMENT;
+        let cut = Cut::new(&catalog, &options.pinned, slot_bytes)?;
+        if options.readers == 0 || (options.slots == 0 && !cut.streamed.is_empty()) {
+            return Err(Error::Catalog(format!(
+                "{} readers and {} slots cannot stream {} stripes",
+                options.readers,
+                options.slots,
+                cut.streamed.len()
+            )));
+        }
+        let slots = if cut.streamed.is_empty() {
+            0
+        } else {
+            options.slots
+        };
+        let sizes: Vec<_> = cut
+            .stripes
+            .iter()
+            .map(|s| if s.pinned { s.len } else { 0 })
+            .collect();
+        let own = arena::carve(&sizes)?.into_iter().map(Some).collect();
+        let shared = Arc::new(Shared {
+            source: SourceBox(source),
+            ring: Ring::new(arena::carve(&vec![slot_bytes; slots])?),
+            own: Mutex::new(own),
+            checks: Checks::new(&catalog, &cut),
+            counters: Counters::default(),
+            timeline: options.timeline.clone(),
+            catalog,
+            cut,
+        });
+        let mut pipeline = Self {
+            device,
+            kept: shared.cut.stripes.iter().map(|_| None).collect(),
+            shared,
+            readers: Vec::new(),
+            resident: HashMap::new(),
+            lease: None,
+            pending: VecDeque::new(),
+            slots,
+            uploads: Uploads::new(),
+            number: 0,
+            pass: 0,
+            entry: 0,
+            failure: None,
+            stats: Stats::default(),
+        };
+        pipeline.load_gathered(&options.pinned)?;
+        for reader in 0..options.readers {
+            let shared = pipeline.shared.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("airllm-read-{reader}"))
+                .spawn(move || shared.run(reader + 1))
+                .map_err(|error| Error::Memory {
+                    bytes: 0,
+                    what: "a reader thread",
+                    reason: error.to_string(),
+                })?;
+            pipeline.readers.push(thread);
+        }
+        Ok(pipeline)
+    }
+
+    /// Leases all rows of the pass's next tensor to `f`, run after run, in order. `id` must be that
+    /// tensor. Waits for bytes that have not arrived.
+    pub fn rows<E, F>(&mut self, id: TensorId, mut f: F) -> Result<(), E>
+    where
+        E: From<Error>,
+        F: FnMut(Rows<M::View<'_>>) -> Result<(), E>,
+    {
+        self.expect(id)?;
+        let shared = self.shared.clone();
+        let rows = shared.catalog.get(id).map_or(0, |tensor| tensor.rows);
+        let row_bytes = shared.catalog.get(id).map_or(0, Tensor::row_bytes);
+        let mut stripe = shared.cut.starts[self.entry];
+        let mut done = 0;
+        while done < rows {
+            let parts = &shared.cut.stripes[stripe].parts;
+            let Some(index) = parts
+                .iter()
+                .position(|part| part.id == id && part.first == done)
+            else {
+                return Err(
+                    Error::Catalog(format!("{} was cut badly", name(&shared.catalog, id))).into(),
+                );
+            };
+            let part = parts[index];
+            self.acquire(stripe)?;
+            self.lend(stripe, part, row_bytes, &mut f)?;
+            done += part.count;
+            if index + 1 == parts.len() {
+                self.finish_lease()?;
+            }
+            stripe += 1;
+        }
+        self.advance();
+        Ok(())
+    }
+
+    /// Passes over the next tensor without leasing it.
+    pub fn skip(&mut self, id: TensorId) -> Result<()> {
+        self.rows(id, |_| Ok(()))
+    }
+
+    /// Fetches single rows, packed, in the order asked for, and leases them to `f`. Possible at any time,
+    /// for any tensor; rows that lie in memory are copied from there.
+    pub fn gather<E, F>(&mut self, id: TensorId, rows: &[u32], f: F) -> Result<(), E>
+    where
+        E: From<Error>,
+        F: FnOnce(M::View<'_>) -> Result<(), E>,
+    {
+        let shared = self.shared.clone();
+        let tensor = shared
+            .catalog
+            .get(id)
+            .ok_or_else(|| Error::Catalog(format!("{id:?} is not there")))?;
+        let row_bytes = tensor.row_bytes();
+        let mut bytes = vec![0; rows.len() * row_bytes];
+        let mut scratch: Option<Slot<Filling>> = None;
+        let mut found: HashMap<u32, usize> = HashMap::new();
+        for (index, &row) in rows.iter().enumerate() {
+            if row as usize >= tensor.rows {
+                let tensor_name = name(&shared.catalog, id);
+                return Err(Error::Row {
+                    tensor: tensor_name,
+                    row: row as usize,
+                    rows: tensor.rows,
+                }
+                .into());
+            }
+            let to = index * row_bytes;
+            if let Some(&earlier) = found.get(&row) {
+                bytes.copy_within(earlier..earlier + row_bytes, to);
+                continue;
+            }
+            found.insert(row, to);
+            let out = &mut bytes[to..to + row_bytes];
+            if let Some(held) = self.held(id, row as usize, row_bytes) {
+                out.copy_from_slice(held);
+                continue;
+            }
+            let from = tensor.offset + u64::from(row) * row_bytes as u64;
+            let start = from / ALIGNMENT as u64 * ALIGNMENT as u64;
+            let skip = (from - start) as usize;
+            let len = (skip + row_bytes).next_multiple_of(ALIGNMENT);
+            let slot = match &mut scratch {
+                Some(slot) => slot,
+                None => scratch.insert(one_slot(row_bytes + 2 * ALIGNMENT)?),
+            };
+            let read = &mut slot.bytes_mut()[..len];
+            shared.read(tensor.file, start, read)?;
+            out.copy_from_slice(&read[skip..skip + row_bytes]);
+        }
+        match self.device.host_view(&bytes) {
+            Some(view) => {
+                f(view)?;
+                // The bytes are dropped on return, so work that reads them must be over.
+                let fence = self.device.fence().map_err(Error::from)?;
+                Ok(self.device.wait(&fence).map_err(Error::from)?)
+            }
+            None => self.uploads.lend(&self.device, &bytes, f),
+        }
+    }
+
+    /// Gives up the current pass, after an error of the computation or an interruption, so that the next
+    /// lease is the first tensor again. What the ring holds for the rest of the pass is dropped; during
+    /// the very first pass the rest is read, because pinned units arrive then.
+    pub fn restart(&mut self) -> Result<()> {
+        if let Some((_, slot)) = self.lease.take() {
+            self.retire(slot)?;
+        }
+        if self.entry == 0 && self.number == self.shared.begin(self.pass) {
+            return Ok(());
+        }
+        if self.pass == 0 {
+            for stripe in 0..self.shared.cut.stripes.len() {
+                if self.shared.begin(0) + stripe as u64 >= self.number {
+                    self.acquire(stripe)?;
+                    self.finish_lease()?;
+                }
+            }
+        } else if !self.shared.cut.streamed.is_empty() {
+            self.number = self.shared.begin(self.pass + 1);
+            self.shared.ring.seek(self.number);
+        }
+        self.pass += 1;
+        self.entry = 0;
+        Ok(())
+    }
+
+    /// What is streamed.
+    pub fn catalog(&self) -> &Catalog {
+        &self.shared.catalog
+    }
+
+    /// The device that leases are made for.
+    pub fn device(&self) -> &Arc<M> {
+        &self.device
+    }
+
+    /// Where the lanes record what they do.
+    pub fn timeline(&self) -> &Arc<Timeline> {
+        &self.shared.timeline
+    }
+
+    /// What has been moved so far.
+    pub fn stats(&self) -> Stats {
+        let counters = &self.shared.counters;
+        Stats {
+            bytes_read: counters.bytes.load(Ordering::Relaxed),
+            reads: counters.reads.load(Ordering::Relaxed),
+            retries: counters.retries.load(Ordering::Relaxed),
+            read_ns: counters.busy.load(Ordering::Relaxed),
+            ..self.stats
+        }
+    }
+
+    /// Bytes that every pass reads once the pinned units are in memory.
+    pub fn streamed_bytes(&self) -> u64 {
+        let cut = &self.shared.cut;
+        cut.streamed
+            .iter()
+            .map(|&stripe| cut.stripes[stripe].len as u64)
+            .sum()
+    }
+
+    fn expect(&mut self, id: TensorId) -> Result<()> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        match self.shared.catalog.pass.get(self.entry) {
+            Some(&next) if next == id => Ok(()),
+            next => Err(Error::OutOfOrder {
+                expected: next.map_or("nothing".into(), |&next| name(&self.shared.catalog, next)),
+                found: name(&self.shared.catalog, id),
+            }),
+        }
+    }
+
+    fn advance(&mut self) {
+        self.entry += 1;
+        if self.entry == self.shared.catalog.pass.len() {
+            self.entry = 0;
+            self.pass += 1;
+            self.stats.passes += 1;
+        }
+    }
+
+    /// Makes sure that the stripe's bytes are at hand, in `kept` or in `lease`.
+    fn acquire(&mut self, stripe: usize) -> Result<()> {
+        if self.kept[stripe].is_some()
+            || self.lease.as_ref().is_some_and(|(held, _)| *held == stripe)
+        {
+            return Ok(());
+        }
+        let start = self.shared.timeline.now();
+        let waited = !self.shared.ring.is_ready(self.number);
+        let slot = match self.shared.ring.take(self.number) {
+            Ok(slot) => slot,
+            Err(error) => {
+                self.failure = Some(error.clone());
+                return Err(error);
+            }
+        };
+        if waited {
+            let end = self.shared.timeline.now();
+            self.stats.wait_ns += end - start;
+            self.record(Activity::Wait, stripe, start, end, 0);
+        }
+        self.number += 1;
+        if self.shared.cut.stripes[stripe].pinned {
+            self.kept[stripe] = Some(slot);
+        } else {
+            self.lease = Some((stripe, slot));
+        }
+        Ok(())
+    }
+
+    fn lend<E, F>(
+        &mut self,
+        stripe: usize,
+        part: Part,
+        row_bytes: usize,
+        f: &mut F,
+    ) -> Result<(), E>
+    where
+        E: From<Error>,
+        F: FnMut(Rows<M::View<'_>>) -> Result<(), E>,
+    {
+        let slot = match (&self.kept[stripe], &self.lease) {
+            (Some(slot), _) | (None, Some((_, slot))) => slot,
+            (None, None) => return Err(Error::Stopped.into()),
+        };
+        let start = self.shared.timeline.now();
+        let bytes = &slot.bytes()[part.at..part.at + part.count * row_bytes];
+        let lent = bytes.len() as u64;
+        let rows = |data| Rows {
+            data,
+            first: part.first,
+            count: part.count,
+        };
+        match self.device.host_view(bytes) {
+            Some(view) => f(rows(view))?,
+            None => self.uploads.lend(&self.device, bytes, |view| {
+                f(Rows {
+                    data: view,
+                    first: part.first,
+                    count: part.count,
+                })
+            })?,
+        }
+        let end = self.shared.timeline.now();
+        self.stats.compute_ns += end - start;
+        self.stats.bytes_leased += lent;
+        self.record(Activity::Compute, stripe, start, end, lent);
+        Ok(())
+    }
+
+    fn record(&self, activity: Activity, stripe: usize, start: u64, end: u64, bytes: u64) {
+        let unit = self.shared.cut.stripes[stripe].parts[0].id.unit;
+        let pass = self.pass;
+        self.shared.timeline.record(Event {
+            lane: 0,
+            activity,
+            pass,
+            unit,
+            start,
+            end,
+            bytes,
+        });
+    }
+
+    /// Ends the lease of a streamed stripe; a pinned one stays.
+    fn finish_lease(&mut self) -> Result<()> {
+        match self.lease.take() {
+            Some((_, slot)) => self.retire(slot),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns slots to the ring as soon as the device is done with them.
+    fn retire(&mut self, slot: Slot<Ready>) -> Result<()> {
+        self.pending.push_back((self.device.fence()?, slot));
+        while let Some((fence, _)) = self.pending.front() {
+            // One slot at least must be on its way, or the readers would starve the consumer.
+            if self.pending.len() >= self.slots {
+                self.device.wait(fence)?;
+            } else if !self.device.is_done(fence)? {
+                break;
+            }
+            if let Some((_, slot)) = self.pending.pop_front() {
+                self.shared.ring.release(slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of a row, if they lie in memory.
+    fn held(&self, id: TensorId, row: usize, row_bytes: usize) -> Option<&[u8]> {
+        if let Some(slot) = self.resident.get(&id) {
+            return slot.bytes().get(row * row_bytes..(row + 1) * row_bytes);
+        }
+        let cut = &self.shared.cut;
+        let entry = self
+            .shared
+            .catalog
+            .pass
+            .iter()
+            .position(|&other| other == id)?;
+        let first = *cut.starts.get(entry)?;
+        for (stripe, kept) in cut.stripes.iter().zip(&self.kept).skip(first) {
+            let part = stripe.parts.iter().find(|part| part.id == id)?;
+            if row < part.first + part.count {
+                let at = part.at + (row - part.first) * row_bytes;
+                return kept.as_ref()?.bytes().get(at..at + row_bytes);
+            }
+        }
+        None
+    }
+
+    /// Checks tensors that no pass streams, and keeps those of pinned units.
+    fn load_gathered(&mut self, pinned: &[bool]) -> Result<()> {
+        let shared = self.shared.clone();
+        for (unit, tensors) in shared
+            .catalog
+            .units
+            .iter()
+            .map(|unit| &unit.tensors)
+            .enumerate()
+        {
+            for (index, tensor) in tensors.iter().enumerate() {
+                let id = TensorId {
+                    unit,
+                    tensor: index,
+                };
+                let pin = pinned.get(unit).copied().unwrap_or(false);
+                if shared.catalog.pass.contains(&id) || (!pin && tensor.checksum.is_none()) {
+                    continue;
+                }
+                if let Some(slot) = load(&shared, id, tensor, pin)? {
+                    self.resident.insert(id, slot);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<M: Memory> Drop for Pipeline<M> {
+    fn drop(&mut self) {
+        self.shared.ring.close();
+        // Work that still reads a slot must end before its memory goes.
+        for (fence, _) in self.pending.drain(..) {
+            let _ = self.device.wait(&fence);
+        }
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+        lock(&self.shared.own).clear();
+    }
+}
+
+fn one_slot(bytes: usize) -> Result<Slot<Filling>> {
+    match arena::carve(&[bytes])?.pop() {
+        Some(slot) => Ok(slot.fill()),
+        None => Err(Error::Stopped),
+    }
+}

@@ -1,0 +1,134 @@
+//! The reader threads: claim a stripe, read it, check it, deliver it.
+
+use crate::arena::{Free, Slot};
+use crate::check::Checks;
+use crate::cut::Cut;
+use crate::ring::{Place, Ring};
+use crate::sync::{Mutex, lock};
+use crate::timeline::{Activity, Event, Timeline};
+use crate::{Catalog, Result};
+use airllm_format::LayerSource;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A read that fails is tried this often in all; flaky disks and network mounts do recover.
+const ATTEMPTS: u32 = 3;
+
+/// What readers and the consumer share.
+#[derive(Debug)]
+pub struct Shared {
+    pub source: SourceBox,
+    pub catalog: Catalog,
+    pub cut: Cut,
+    pub ring: Ring,
+    /// Slots of pinned stripes that were not read yet, by stripe.
+    pub own: Mutex<Vec<Option<Slot<Free>>>>,
+    pub checks: Checks,
+    pub counters: Counters,
+    pub timeline: Arc<Timeline>,
+}
+
+/// The source, in a coat that can be debugged.
+pub struct SourceBox(pub Arc<dyn LayerSource>);
+
+impl std::fmt::Debug for SourceBox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "source of {} files", self.0.files())
+    }
+}
+
+/// Counters of all lanes.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub bytes: AtomicU64,
+    pub reads: AtomicU64,
+    pub retries: AtomicU64,
+    pub busy: AtomicU64,
+}
+
+impl Shared {
+    /// Pass and stripe of a number: the first pass has all stripes, later ones the streamed ones.
+    pub fn locate(&self, number: u64) -> Option<(u64, usize)> {
+        let all = self.cut.stripes.len() as u64;
+        if number < all {
+            return Some((0, number as usize));
+        }
+        let streamed = self.cut.streamed.len() as u64;
+        let beyond = number - all;
+        let pass = beyond.checked_div(streamed)?;
+        Some((1 + pass, self.cut.streamed[(beyond % streamed) as usize]))
+    }
+
+    /// The number of the first stripe of a pass.
+    pub fn begin(&self, pass: u64) -> u64 {
+        match pass.checked_sub(1) {
+            None => 0,
+            Some(later) => self.cut.stripes.len() as u64 + later * self.cut.streamed.len() as u64,
+        }
+    }
+
+    /// Reads `buf.len()` bytes, trying again where that can help.
+    pub fn read(&self, file: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let mut attempt = 1;
+        loop {
+            let begun = self.timeline.now();
+            let result = self.source.0.read_at(file, offset, buf);
+            self.counters
+                .busy
+                .fetch_add(self.timeline.now() - begun, Ordering::Relaxed);
+            self.counters.reads.fetch_add(1, Ordering::Relaxed);
+            match result {
+                Ok(()) => {
+                    self.counters
+                        .bytes
+                        .fetch_add(buf.len() as u64, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(airllm_format::Error::Io { .. }) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                    self.counters.retries.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn place(&self, number: u64) -> Place {
+        match self.locate(number) {
+            None => Place::Nowhere,
+            Some((_, stripe)) if self.cut.stripes[stripe].pinned => lock(&self.own)[stripe]
+                .take()
+                .map_or(Place::Nowhere, Place::Own),
+            Some(_) => Place::Ring,
+        }
+    }
+
+    /// The life of a reader thread; `lane` is its line in the timeline.
+    pub fn run(&self, lane: usize) {
+        while let Some(mut claim) = self.ring.claim(|number| self.place(number)) {
+            let Some((pass, index)) = self.locate(claim.number) else {
+                return;
+            };
+            let stripe = &self.cut.stripes[index];
+            let start = self.timeline.now();
+            let bytes = &mut claim.slot.bytes_mut()[..stripe.len];
+            let mut result = self.read(stripe.file, stripe.offset, bytes);
+            self.timeline.record(Event {
+                lane,
+                activity: Activity::Read,
+                pass,
+                unit: stripe.parts[0].id.unit,
+                start,
+                end: self.timeline.now(),
+                bytes: stripe.len as u64,
+            });
+            if result.is_ok() {
+                result = self.checks.check(self, index, stripe, bytes);
+            }
+            match result {
+                Ok(()) => self.ring.deliver(claim.number, claim.slot),
+                Err(error) => self.ring.fail(claim.number, error),
+            }
+        }
+    }
+}
