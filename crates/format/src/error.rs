@@ -1,6 +1,7 @@
 //! What can be wrong with a checkpoint, a shard or a download.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// Errors of this crate. Each says what was expected, what was found and where.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +15,7 @@ pub enum Error {
         /// What was being done ("reading 4096 bytes at 8192").
         doing: String,
         /// The system's answer.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A file's content is not what its format says.
     #[error("{}: {what}", path.display())]
@@ -62,7 +63,41 @@ pub enum Error {
         /// What came back and what to do about it.
         what: String,
     },
+    /// The caller's cancel flag was set. What was done so far is kept where it can be gone on with.
+    #[error("{what} was stopped")]
+    Cancelled {
+        /// The work that was going on.
+        what: String,
+    },
 }
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Wraps the system's answer; `doing` names the attempt.
+    pub(crate) fn io(path: &Path, doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let (path, doing) = (path.to_path_buf(), doing.into());
+        move |source| Self::Io {
+            path,
+            doing,
+            source,
+        }
+    }
+
+    /// A file whose content is not what its format says.
+    pub(crate) fn malformed(path: &Path, what: impl Into<String>) -> Self {
+        Self::Malformed {
+            path: path.to_path_buf(),
+            what: what.into(),
+        }
+    }
+
+    /// Something that should be there is not.
+    pub(crate) fn missing(path: &Path, what: impl Into<String>) -> Self {
+        Self::Missing {
+            path: path.to_path_buf(),
+            what: what.into(),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! A prepared folder: shards and their manifest.
+
+use crate::disk::open_file;
+use crate::manifest::{Manifest, ShardEntry};
+use crate::safetensors::{Dtype, Header};
+use crate::shard::{Geometry, checksum_hex, scan};
+use crate::{Error, Result};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// An opened prepared folder. Everything but the weights has been checked.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    dir: PathBuf,
+    manifest: Manifest,
+}
+
+impl Prepared {
+    /// Whether a folder looks prepared: it has an `airllm.json`. Says nothing about its content.
+    pub fn is_prepared(dir: &Path) -> bool {
+        dir.join(crate::manifest::MANIFEST).is_file()
+    }
+
+    /// Opens a folder and checks its manifest against the headers, lengths and stored checksums of the
+    /// shards, and the lengths of the side files.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the folder is not prepared or a file is gone, [`Error::Malformed`] where
+    /// manifest and files disagree, [`Error::Io`] where the system refuses.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let manifest = Manifest::read(dir)?;
+        for shard in &manifest.shards {
+            check_shard(&dir.join(&shard.file), shard, &manifest)?;
+        }
+        for file in &manifest.files {
+            let path = dir.join(&file.file);
+            let (_, len) = open_file(&path)?;
+            if len != file.bytes {
+                return Err(Error::malformed(
+                    &path,
+                    format!("the file has {len} bytes, the manifest says {}", file.bytes),
+                ));
+            }
+        }
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            manifest,
+        })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The shard files in the order of the manifest, to be given to a
+    /// [`FileSource`](crate::FileSource).
+    pub fn shard_paths(&self) -> Vec<PathBuf> {
+        self.manifest
+            .shards
+            .iter()
+            .map(|s| self.dir.join(&s.file))
+            .collect()
+    }
+
+    /// Reads everything and compares all checksums: of whole files and of tensors.
+    ///
+    /// `progress` is told the bytes read so far and the bytes there are.
+    ///
+    /// # Errors
+    /// [`Error::Checksum`] naming the file and, where it lies in one, the tensor that differs;
+    /// [`Error::Io`] where the system refuses.
+    pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        let side: u64 = self.manifest.files.iter().map(|f| f.bytes).sum();
+        let total = self.manifest.bytes() + side;
+        let mut done = 0;
+        let mut count = |n: u64| {
+            done += n;
+            progress(done, total);
+        };
+        for shard in &self.manifest.shards {
+            verify_shard(&self.dir.join(&shard.file), shard, &mut count)?;
+        }
+        for file in &self.manifest.files {
+            let path = self.dir.join(&file.file);
+            let found = scan(&path, &[], |_, _| {}, &mut count)?;
+            compare(
+                &path,
+                "the file",
+                &file.xxh3,
+                format!("{:032x}", found.xxh3),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn compare(path: &Path, what: &str, expected: &str, found: String) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::Checksum {
+        path: path.to_path_buf(),
+        what: what.to_owned(),
+        expected: expected.to_owned(),
+        found,
+    })
+}
+
+fn verify_shard(path: &Path, shard: &ShardEntry, count: &mut dyn FnMut(u64)) -> Result<()> {
+    // The manifest's own check has seen to it that the shapes are countable and the ranges in order.
+    let ranges: Vec<(Range<u64>, usize)> = shard
+        .tensors
+        .iter()
+        .filter_map(|t| {
+            Some((
+                t.offset..t.offset + t.bytes,
+                Geometry::of(t.format, &t.shape)?.row_bytes,
+            ))
+        })
+        .collect();
+    let found = scan(path, &ranges, |_, _| {}, count)?;
+    if found.len != shard.bytes {
+        return Err(Error::malformed(
+            path,
+            format!(
+                "the file has {} bytes, the manifest says {}",
+                found.len, shard.bytes
+            ),
+        ));
+    }
+    for (tensor, sum) in shard.tensors.iter().zip(found.sums) {
+        compare(
+            path,
+            &format!("tensor `{}`", tensor.name),
+            &tensor.checksum,
+            checksum_hex(sum),
+        )?;
+    }
+    compare(
+        path,
+        "the file",
+        &shard.xxh3,
+        format!("{:032x}", found.xxh3),
+    )
+}
+
+/// Checks a shard's length, header and stored checksums against the manifest.
+fn check_shard(path: &Path, shard: &ShardEntry, manifest: &Manifest) -> Result<()> {
+    let (file, len) = open_file(path)?;
+    let fail = |what: String| Err(Error::malformed(path, what));
+    if len != shard.bytes {
+        return fail(format!(
+            "the file has {len} bytes, the manifest says {}",
+            shard.bytes
+        ));
+    }
+    let header = Header::read_from(&file, len, path)?;
+    let tag = [
+        ("format", "airllm-shard"),
+        ("unit", &shard.unit),
+        ("source", &manifest.source.fingerprint),
+        ("bits", manifest.recipe.bits.name()),
+    ];
+    for (key, expected) in tag {
+        let found = header.metadata().get(key).map_or("", String::as_str);
+        if found != expected {
+            return fail(format!(
+                "the shard's {key} is {found:?}, the manifest says {expected:?}"
+            ));
+        }
+    }
+    let own = header
+        .tensors()
+        .iter()
+        .filter(|t| !t.name.starts_with("__"))
+        .count();
+    if own != shard.tensors.len() {
+        return fail(format!(
+            "the shard has {own} tensors, the manifest says {}",
+            shard.tensors.len()
+        ));
+    }
+    for t in &shard.tensors {
+        let Some(found) = header.get(&t.name) else {
+            return fail(format!(
+                "the shard has no tensor `{}`, the manifest says it has",
+                t.name
+            ));
+        };
+        let shape = match Geometry::of(t.format, &t.shape) {
+            Some(g) if t.format.is_quantised() => vec![g.rows, g.row_bytes],
+            _ => t.shape.clone(),
+        };
+        let expected = (Dtype::of(t.format), &shape, t.offset, t.bytes);
+        if (found.dtype, &found.shape, found.start, found.bytes) != expected {
+            return fail(format!(
+                "tensor `{}` is {} {:?} at {}, the manifest says {} {shape:?} at {}",
+                t.name, found.dtype, found.shape, found.start, expected.0, t.offset
+            ));
+        }
+    }
+    let sums = header
+        .get("__sums")
+        .filter(|s| s.dtype == Dtype::U64 && s.bytes == 8 * shard.tensors.len() as u64);
+    let Some(sums) = sums else {
+        return fail("the shard's checksums are missing".to_owned());
+    };
+    let mut stored = vec![0; sums.bytes as usize];
+    file.read_exact_at(&mut stored, sums.start)
+        .map_err(Error::io(path, "reading the checksums"))?;
+    for (t, bytes) in shard.tensors.iter().zip(stored.chunks_exact(8)) {
+        let sum = bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
+        compare(
+            path,
+            &format!("tensor `{}`", t.name),
+            &t.checksum,
+            checksum_hex(sum),
+        )?;
+    }
+    Ok(())
+}

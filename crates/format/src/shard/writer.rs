@@ -1,0 +1,279 @@
+//! Writing a shard in one go, and recognising one that is already there.
+
+use super::layout::{Layout, ShardTag, TensorSpec};
+use super::scan;
+use super::sums::RowSums;
+use crate::disk::{Advice, advise, is_plain_name, rename, reserve, temporary, write_error};
+use crate::manifest::ShardEntry;
+use crate::{Error, Result};
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::Xxh3;
+
+/// Writes go to the system in blocks of this many bytes.
+const BLOCK: usize = 4 << 20;
+
+/// Writes one shard: create, write all rows in order, finish.
+///
+/// The bytes go to a hidden temporary name; only [`finish`](Self::finish) gives the file its own, after
+/// everything is on the disk. A writer that is dropped before that leaves nothing behind, and one that is
+/// killed leaves a temporary file that the next writer replaces.
+pub struct ShardWriter {
+    path: PathBuf,
+    part: PathBuf,
+    file: BufWriter<File>,
+    tag: ShardTag,
+    specs: Vec<TensorSpec>,
+    layout: Layout,
+    hash: Box<Xxh3>,
+    at: u64,
+    /// The tensor that is being written and how many of its bytes have come.
+    tensor: usize,
+    have: u64,
+    open: RowSums,
+    sums: Vec<u64>,
+}
+
+impl ShardWriter {
+    /// Starts the shard `file` in `dir`, which is made if it is not there. The room for the whole file is
+    /// reserved at once where the file system can do that.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for names or shapes that a shard cannot have, [`Error::NoSpace`] on a full disk,
+    /// [`Error::Io`] where the system refuses.
+    pub fn create(dir: &Path, file: &str, tag: &ShardTag, specs: Vec<TensorSpec>) -> Result<Self> {
+        let path = dir.join(file);
+        if !is_plain_name(file) || file.starts_with('.') {
+            return Err(Error::malformed(&path, "a shard needs a plain file name"));
+        }
+        let layout = Layout::new(tag, &specs, &path)?;
+        fs::create_dir_all(dir).map_err(Error::io(dir, "making the folder"))?;
+        let part = temporary(&path);
+        let out = File::create(&part).map_err(Error::io(&part, "creating"))?;
+        let row_bytes = layout.tensors[0].1.row_bytes;
+        let mut writer = Self {
+            path,
+            part,
+            file: BufWriter::with_capacity(BLOCK, out),
+            tag: tag.clone(),
+            specs,
+            layout,
+            hash: Box::new(Xxh3::new()),
+            at: 0,
+            tensor: 0,
+            have: 0,
+            open: RowSums::new(row_bytes),
+            sums: Vec::new(),
+        };
+        let len = writer.layout.file_len;
+        reserve(writer.file.get_ref(), len).map_err(|e| write_error(&writer.part, len, e))?;
+        let head = writer.layout.head.clone();
+        writer.emit(&head)?;
+        Ok(writer)
+    }
+
+    /// Length of the finished file in bytes.
+    pub fn file_len(&self) -> u64 {
+        self.layout.file_len
+    }
+
+    /// Writes the next whole packed rows: any number of them, of one tensor or of several that follow each
+    /// other.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if the bytes are not whole rows or more than the shard has,
+    /// [`Error::NoSpace`] and [`Error::Io`] if they cannot be written.
+    pub fn write(&mut self, mut rows: &[u8]) -> Result<()> {
+        while !rows.is_empty() {
+            let Some((_, geometry)) = self.layout.tensors.get(self.tensor).copied() else {
+                return Err(Error::malformed(
+                    &self.path,
+                    format!("{} bytes more than the shard's tensors have", rows.len()),
+                ));
+            };
+            let take = rows
+                .len()
+                .min(usize::try_from(geometry.bytes - self.have).unwrap_or(usize::MAX));
+            if take % geometry.row_bytes != 0 {
+                return Err(Error::malformed(
+                    &self.path,
+                    format!(
+                        "{} bytes for tensor `{}` are not whole rows of {}",
+                        rows.len(),
+                        self.specs[self.tensor].name,
+                        geometry.row_bytes
+                    ),
+                ));
+            }
+            let (now, rest) = rows.split_at(take);
+            self.open.update(now);
+            self.emit(now)?;
+            self.have += take as u64;
+            rows = rest;
+            if self.have == geometry.bytes {
+                self.close_tensor()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Completes the file, makes it durable and gives it its name.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] if rows are missing, [`Error::NoSpace`] and [`Error::Io`] as for
+    /// [`write`](Self::write).
+    pub fn finish(mut self) -> Result<ShardEntry> {
+        if let Some(spec) = self.specs.get(self.tensor) {
+            let bytes = self.layout.tensors[self.tensor].1.bytes;
+            return Err(Error::malformed(
+                &self.path,
+                format!(
+                    "tensor `{}` has {} of {bytes} bytes: rows are missing",
+                    spec.name, self.have
+                ),
+            ));
+        }
+        let sums: Vec<u8> = self.sums.iter().flat_map(|s| s.to_le_bytes()).collect();
+        self.emit(&sums)?;
+        self.zeros_to(self.layout.file_len)?;
+        let len = self.layout.file_len;
+        let synced = self
+            .file
+            .flush()
+            .and_then(|()| self.file.get_ref().sync_all());
+        synced.map_err(|e| write_error(&self.part, len, e))?;
+        advise(self.file.get_ref(), 0, 0, Advice::DontNeed);
+        rename(&self.part, &self.path)?;
+        Ok(entry(
+            &self.path,
+            &self.tag,
+            &self.specs,
+            &self.layout,
+            &self.sums,
+            self.hash.digest128(),
+        ))
+    }
+
+    /// Goes on to the next tensor, over the hole in front of it.
+    fn close_tensor(&mut self) -> Result<()> {
+        self.tensor += 1;
+        self.have = 0;
+        let next = self.layout.tensors.get(self.tensor).copied();
+        let row_bytes = next.map_or(1, |(_, g)| g.row_bytes);
+        let done = std::mem::replace(&mut self.open, RowSums::new(row_bytes));
+        self.sums.push(done.finish());
+        self.zeros_to(next.map_or(self.layout.sums, |(offset, _)| offset))
+    }
+
+    fn zeros_to(&mut self, to: u64) -> Result<()> {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        while self.at < to {
+            let take = (to - self.at).min(ZEROS.len() as u64) as usize;
+            self.emit(&ZEROS[..take])?;
+        }
+        Ok(())
+    }
+
+    fn emit(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hash.update(bytes);
+        self.file
+            .write_all(bytes)
+            .map_err(|e| write_error(&self.part, self.layout.file_len - self.at, e))?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+impl Drop for ShardWriter {
+    fn drop(&mut self) {
+        // After `finish` the name is gone already; an error here changes nothing for anybody.
+        let _ = fs::remove_file(&self.part);
+    }
+}
+
+/// Looks whether `dir` already holds the very shard that a writer with these arguments would make.
+///
+/// The whole file is read: its header must be byte for byte the one that would be written, the holes must
+/// be zero and every tensor must agree with its checksum. `None` means that it must be written (again).
+///
+/// # Errors
+/// [`Error::Malformed`] for names or shapes that a shard cannot have, [`Error::Io`] where the system
+/// refuses.
+pub fn accept(
+    dir: &Path,
+    file: &str,
+    tag: &ShardTag,
+    specs: &[TensorSpec],
+) -> Result<Option<ShardEntry>> {
+    let path = dir.join(file);
+    let layout = Layout::new(tag, specs, &path)?;
+    match fs::metadata(&path) {
+        Ok(meta) if meta.is_file() && meta.len() == layout.file_len => {}
+        _ => return Ok(None),
+    }
+    let ranges: Vec<(Range<u64>, usize)> = layout
+        .tensors
+        .iter()
+        .map(|(offset, g)| (*offset..offset + g.bytes, g.row_bytes))
+        .collect();
+    let mut head = Vec::with_capacity(layout.head.len());
+    let mut stored = Vec::new();
+    let mut zeros = true;
+    let head_end = layout.head.len() as u64;
+    let sums_range = layout.sums..layout.sums + 8 * specs.len() as u64;
+    let found = scan(
+        &path,
+        &ranges,
+        |at, bytes| {
+            for (offset, &byte) in (at..).zip(bytes) {
+                if offset < head_end {
+                    head.push(byte);
+                } else if sums_range.contains(&offset) {
+                    stored.push(byte);
+                } else {
+                    zeros &= byte == 0;
+                }
+            }
+        },
+        |_| {},
+    )?;
+    let stored: Vec<u64> = stored
+        .chunks_exact(8)
+        .map(|c| c.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)))
+        .collect();
+    if found.len != layout.file_len || head != layout.head || !zeros || stored != found.sums {
+        tracing::info!(file = %path.display(), "a shard is there but not the one that is needed; it is written again");
+        return Ok(None);
+    }
+    Ok(Some(entry(
+        &path,
+        tag,
+        specs,
+        &layout,
+        &found.sums,
+        found.xxh3,
+    )))
+}
+
+fn entry(
+    path: &Path,
+    tag: &ShardTag,
+    specs: &[TensorSpec],
+    layout: &Layout,
+    sums: &[u64],
+    xxh3: u128,
+) -> ShardEntry {
+    ShardEntry {
+        file: path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+        unit: tag.unit.clone(),
+        bytes: layout.file_len,
+        xxh3: format!("{xxh3:032x}"),
+        tensors: layout.entries(specs, sums),
+    }
+}

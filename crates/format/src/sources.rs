@@ -1,0 +1,12 @@
+//! The [`LayerSource`](crate::LayerSource)s: files, memory, and one that fails on demand.
+
+mod fault;
+mod file;
+mod fill;
+mod memory;
+mod probe;
+
+pub use fault::FaultSource;
+pub use file::{FileSource, ReadMode};
+pub use memory::MemorySource;
+pub use probe::{Probe, Rate};

@@ -1,0 +1,333 @@
+//! Layers that lie in files.
+
+use super::fill::{Stop, fill};
+use super::memory::{check_range, no_file};
+use crate::disk::{Advice, Aligned, advise, open_file};
+use crate::{Error, LayerSource, Result};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How files are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReadMode {
+    /// Past the page cache (`O_DIRECT`): the disk writes into the buffer. Where a file system refuses
+    /// that, reads fall back to [`Buffered`](Self::Buffered), which is logged once.
+    Direct,
+    /// Through the page cache with read-ahead; what was read is dropped from the cache again, so that
+    /// streaming a model larger than memory pushes nothing else out.
+    Buffered,
+}
+
+impl ReadMode {
+    /// The name in tables ("direct", "buffered").
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Buffered => "buffered",
+        }
+    }
+}
+
+/// Smaller reads leave their pages in the cache: single rows of an embedding come again.
+const EVICT_FROM: usize = 256 << 10;
+
+/// A [`LayerSource`] over files, read by any number of threads at once.
+///
+/// ```no_run
+/// use airllm_format::{FileSource, LayerSource, Prepared, ReadMode};
+/// let prepared = Prepared::open("prepared".as_ref())?;
+/// let source = FileSource::open(&prepared.shard_paths(), ReadMode::Direct)?;
+/// let mut head = vec![0; 4096];
+/// source.read_at(0, 0, &mut head)?;
+/// # Ok::<(), airllm_format::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct FileSource {
+    files: Vec<OneFile>,
+    mode: ReadMode,
+    /// Set when the file system has refused direct reads.
+    refused: AtomicBool,
+}
+
+#[derive(Debug)]
+struct OneFile {
+    path: PathBuf,
+    name: String,
+    len: u64,
+    buffered: File,
+    /// Opened with `O_DIRECT`; `None` in buffered mode and where that is refused.
+    direct: Option<File>,
+}
+
+impl FileSource {
+    /// Opens files; their order is their number.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] and [`Error::Io`] for a file that cannot be opened.
+    pub fn open(paths: &[PathBuf], mode: ReadMode) -> Result<Self> {
+        let mut source = Self {
+            files: Vec::with_capacity(paths.len()),
+            mode,
+            refused: AtomicBool::new(false),
+        };
+        for path in paths {
+            let (buffered, len) = open_file(path)?;
+            let direct = match mode {
+                ReadMode::Buffered => {
+                    advise(&buffered, 0, 0, Advice::Sequential);
+                    None
+                }
+                ReadMode::Direct => match open_direct(path) {
+                    Ok(file) => Some(file),
+                    Err(e) => {
+                        source.refuse(path, &e);
+                        None
+                    }
+                },
+            };
+            let name = path.display().to_string();
+            source.files.push(OneFile {
+                path: path.clone(),
+                name,
+                len,
+                buffered,
+                direct,
+            });
+        }
+        Ok(source)
+    }
+
+    /// How large reads are done now: the mode asked for, or [`ReadMode::Buffered`] after a refusal.
+    pub fn mode(&self) -> ReadMode {
+        if self.refused.load(Ordering::Relaxed) {
+            ReadMode::Buffered
+        } else {
+            self.mode
+        }
+    }
+
+    /// Notes that direct reads do not work here, and says so the first time.
+    fn refuse(&self, path: &std::path::Path, error: &io::Error) {
+        if !self.refused.swap(true, Ordering::Relaxed) {
+            tracing::warn!(file = %path.display(), %error, "direct reads are refused here; reading through the page cache");
+        }
+    }
+
+    /// A direct read, if the mode, the file and the alignment allow one. `false`: read otherwise.
+    fn read_direct(&self, file: &OneFile, offset: u64, buf: &mut [u8]) -> Result<bool, Stop> {
+        const ALIGNMENT: usize = Aligned::ALIGNMENT;
+        let Some(direct) = file
+            .direct
+            .as_ref()
+            .filter(|_| self.mode() == ReadMode::Direct)
+        else {
+            return Ok(false);
+        };
+        let aligned = offset % ALIGNMENT as u64 == 0
+            && buf.len() % ALIGNMENT == 0
+            && buf.as_ptr().addr() % ALIGNMENT == 0;
+        if !aligned || buf.is_empty() {
+            return Ok(false);
+        }
+        let read = |part: &mut [u8], at: u64| {
+            // After a read that ended between blocks the rest goes through the page cache.
+            if at % ALIGNMENT as u64 == 0 {
+                direct.read_at(part, at)
+            } else {
+                file.buffered.read_at(part, at)
+            }
+        };
+        match fill(file.len, offset, buf, read) {
+            Err(Stop::Io(_, e)) if e.kind() == io::ErrorKind::InvalidInput => {
+                self.refuse(&file.path, &e);
+                Ok(false)
+            }
+            other => other.map(|()| true),
+        }
+    }
+}
+
+impl LayerSource for FileSource {
+    fn files(&self) -> usize {
+        self.files.len()
+    }
+
+    fn name(&self, file: usize) -> &str {
+        self.files.get(file).map_or("", |f| &f.name)
+    }
+
+    fn len(&self, file: usize) -> u64 {
+        self.files.get(file).map_or(0, |f| f.len)
+    }
+
+    fn alignment(&self) -> usize {
+        Aligned::ALIGNMENT
+    }
+
+    fn read_at(&self, file: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let Some(file) = self.files.get(file) else {
+            return Err(no_file(file, self.files.len()));
+        };
+        check_range(&file.name, file.len, Aligned::ALIGNMENT, offset, buf.len())?;
+        let read = self
+            .read_direct(file, offset, buf)
+            .and_then(|done| match done {
+                true => Ok(()),
+                false => read_buffered(file, offset, buf),
+            });
+        read.map_err(|stop| match stop {
+            Stop::Io(at, e) => Error::io(
+                &file.path,
+                format!("reading {} bytes at {offset}, at {at}", buf.len()),
+            )(e),
+            Stop::Ended(at) => Error::malformed(
+                &file.path,
+                format!(
+                    "the file ends at {at}, it had {} bytes when it was opened",
+                    file.len
+                ),
+            ),
+        })
+    }
+}
+
+fn read_buffered(file: &OneFile, offset: u64, buf: &mut [u8]) -> Result<(), Stop> {
+    let large = buf.len() >= EVICT_FROM;
+    if large {
+        // The whole range is asked for at once, instead of in the small steps of read-ahead.
+        advise(&file.buffered, offset, buf.len() as u64, Advice::WillNeed);
+    }
+    let done = fill(file.len, offset, buf, |part, at| {
+        file.buffered.read_at(part, at)
+    });
+    if large {
+        advise(&file.buffered, offset, buf.len() as u64, Advice::DontNeed);
+    }
+    done
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn open_direct(path: &std::path::Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
+    std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+}
+
+/// Other systems have no such flag.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn open_direct(_: &std::path::Path) -> io::Result<File> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::OnceLock;
+
+    fn sample() -> &'static (tempfile::TempDir, Vec<PathBuf>, Vec<Vec<u8>>) {
+        static SAMPLE: OnceLock<(tempfile::TempDir, Vec<PathBuf>, Vec<Vec<u8>>)> = OnceLock::new();
+        SAMPLE.get_or_init(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let sizes = [0, 1, 4096, 10_000, 700_000];
+            let bytes = sizes
+                .map(|n| (0..n).map(|i| (i * 31 % 251) as u8).collect::<Vec<u8>>())
+                .to_vec();
+            let paths: Vec<PathBuf> = (0..sizes.len())
+                .map(|i| dir.path().join(format!("f{i}")))
+                .collect();
+            paths
+                .iter()
+                .zip(&bytes)
+                .for_each(|(p, b)| std::fs::write(p, b).unwrap());
+            (dir, paths, bytes)
+        })
+    }
+
+    fn expected(bytes: &[u8], offset: u64, len: usize) -> Vec<u8> {
+        (0..len)
+            .map(|i| bytes.get(offset as usize + i).copied().unwrap_or(0))
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_read_in_any_mode(direct: bool, file in 0usize..5, offset in 0u64..710_000, len in 0usize..300_000) {
+            let (_, paths, bytes) = sample();
+            let mode = if direct { ReadMode::Direct } else { ReadMode::Buffered };
+            let source = FileSource::open(paths, mode).unwrap();
+            let mut buf = vec![0xAA; len];
+            let inside = offset + (len as u64) < bytes[file].len() as u64 + 4096;
+            prop_assert_eq!(source.read_at(file, offset, &mut buf).is_ok(), inside);
+            if inside {
+                prop_assert_eq!(buf, expected(&bytes[file], offset, len));
+            }
+        }
+
+        #[test]
+        fn aligned_reads_in_any_mode(direct: bool, file in 0usize..5, block in 0u64..172, blocks in 0usize..172) {
+            let (_, paths, bytes) = sample();
+            let mode = if direct { ReadMode::Direct } else { ReadMode::Buffered };
+            let source = FileSource::open(paths, mode).unwrap();
+            let mut buf = Aligned::new(blocks * 4096);
+            let offset = block * 4096;
+            if offset + ((blocks * 4096) as u64) < bytes[file].len() as u64 + 4096 {
+                source.read_at(file, offset, buf.as_mut()).unwrap();
+                prop_assert_eq!(&*buf.as_mut(), &expected(&bytes[file], offset, blocks * 4096)[..]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_shrinks_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        std::fs::write(&path, vec![1; 20_000]).unwrap();
+        for mode in [ReadMode::Direct, ReadMode::Buffered] {
+            std::fs::write(&path, vec![1; 20_000]).unwrap();
+            let source = FileSource::open(std::slice::from_ref(&path), mode).unwrap();
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_len(5000)
+                .unwrap();
+            let mut buf = Aligned::new(20_480);
+            let error = source.read_at(0, 0, buf.as_mut()).unwrap_err().to_string();
+            assert!(error.contains("ends at 5000"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = FileSource::open(&["/nowhere/layer.0".into()], ReadMode::Direct).unwrap_err();
+        assert_eq!(error.to_string(), "/nowhere/layer.0: no such file");
+    }
+
+    #[test]
+    fn many_threads_read_at_once() {
+        let (_, paths, bytes) = sample();
+        for mode in [ReadMode::Direct, ReadMode::Buffered] {
+            let source = FileSource::open(paths, mode).unwrap();
+            std::thread::scope(|scope| {
+                for t in 0..4u64 {
+                    let source = &source;
+                    scope.spawn(move || {
+                        let mut buf = Aligned::new(8192);
+                        for i in 0..40 {
+                            let offset = (t * 40 + i) * 4096;
+                            source.read_at(4, offset, buf.as_mut()).unwrap();
+                            assert_eq!(&*buf.as_mut(), &expected(&bytes[4], offset, 8192)[..]);
+                        }
+                    });
+                }
+            });
+        }
+    }
+}

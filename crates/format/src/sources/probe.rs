@@ -1,0 +1,218 @@
+//! Which way of reading is faster on the disk at hand: measured, because it differs between machines.
+
+use super::file::{FileSource, ReadMode};
+use crate::disk::{Advice, Aligned, advise, open_file};
+use crate::{LayerSource, Result};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Reads are measured in blocks of this many bytes.
+const BLOCK: u64 = 4 << 20;
+
+/// Blocks that one mode reads before it is the other's turn, so that both see the same weather.
+const BLOCKS_A_TURN: usize = 4;
+
+/// Bytes moved in a time.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Rate {
+    /// Bytes moved.
+    pub bytes: u64,
+    /// The time it took.
+    pub time: Duration,
+}
+
+impl Rate {
+    /// Bytes per second; 0 if nothing was measured.
+    pub fn per_second(self) -> f64 {
+        if self.time.is_zero() {
+            0.0
+        } else {
+            self.bytes as f64 / self.time.as_secs_f64()
+        }
+    }
+}
+
+/// What [`FileSource::probe`] measured.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Probe {
+    /// Reads past the page cache; nothing if the file system refuses them.
+    pub direct: Rate,
+    /// Reads through the page cache, emptied of these files before.
+    pub buffered: Rate,
+}
+
+impl Probe {
+    /// The mode to read with: the faster one, and direct reads where they are as good, because they cost
+    /// less processor time and leave the page cache to others.
+    ///
+    /// ```
+    /// use airllm_format::{Probe, Rate, ReadMode};
+    /// use std::time::Duration;
+    /// let rate = |bytes| Rate { bytes, time: Duration::from_secs(1) };
+    /// assert_eq!(Probe { direct: rate(99), buffered: rate(100) }.choose(), ReadMode::Direct);
+    /// assert_eq!(Probe { direct: rate(50), buffered: rate(100) }.choose(), ReadMode::Buffered);
+    /// ```
+    pub fn choose(&self) -> ReadMode {
+        const AS_GOOD: f64 = 0.95;
+        if self.direct.bytes > 0 && self.direct.per_second() >= AS_GOOD * self.buffered.per_second()
+        {
+            ReadMode::Direct
+        } else {
+            ReadMode::Buffered
+        }
+    }
+
+    /// The rate of the mode that [`choose`](Self::choose) picks, in bytes per second.
+    pub fn best(&self) -> f64 {
+        match self.choose() {
+            ReadMode::Direct => self.direct.per_second(),
+            ReadMode::Buffered => self.buffered.per_second(),
+        }
+    }
+}
+
+impl FileSource {
+    /// Times both modes side by side on parts of the files, by turns, with `readers` threads.
+    ///
+    /// Each mode reads at most `limit` bytes (64 to 128 MiB is enough for a steady figure), each from its
+    /// own parts, and the parts are dropped from the page cache first. Files with less than two blocks of
+    /// 4 MiB give no figures; [`Probe::choose`] then picks the page cache, which is right for small files.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`read_at`](LayerSource::read_at).
+    pub fn probe(paths: &[PathBuf], limit: u64, readers: usize) -> Result<Probe> {
+        let direct = FileSource::open(paths, ReadMode::Direct)?;
+        let buffered = FileSource::open(paths, ReadMode::Buffered)?;
+        let blocks = choose_blocks(&direct, limit);
+        for &(file, offset) in &blocks {
+            let (file, _) = open_file(&paths[file])?;
+            advise(&file, offset, BLOCK, Advice::DontNeed);
+        }
+        let mut probe = Probe::default();
+        for (turn, part) in blocks
+            .chunks(BLOCKS_A_TURN.min(blocks.len() / 2).max(1))
+            .enumerate()
+        {
+            // Direct, buffered, buffered, direct: a disk that drifts favours neither.
+            if matches!(turn % 4, 0 | 3) {
+                time(&direct, part, readers, &mut probe.direct)?;
+            } else {
+                time(&buffered, part, readers, &mut probe.buffered)?;
+            }
+        }
+        if direct.mode() == ReadMode::Buffered {
+            // What was measured as direct fell back; it is one more buffered figure.
+            probe.direct = Rate::default();
+        }
+        tracing::debug!(
+            direct = probe.direct.per_second(),
+            buffered = probe.buffered.per_second(),
+            "bytes per second of the disk"
+        );
+        Ok(probe)
+    }
+}
+
+/// An even choice of whole blocks, in order, enough for both modes.
+fn choose_blocks(source: &FileSource, limit: u64) -> Vec<(usize, u64)> {
+    let all: Vec<(usize, u64)> = (0..source.files())
+        .flat_map(|file| (0..source.len(file) / BLOCK).map(move |block| (file, block * BLOCK)))
+        .collect();
+    let turns = ((limit / BLOCK) as usize).div_ceil(BLOCKS_A_TURN) * 2;
+    let want = turns * BLOCKS_A_TURN;
+    if all.len() <= want {
+        let even = all.len() / 2 * 2;
+        return all[..even].to_vec();
+    }
+    // Whole turns of blocks that follow each other: streaming reads are sequential.
+    let room = all.len() / BLOCKS_A_TURN;
+    (0..turns)
+        .flat_map(|turn| {
+            let from = turn * room / turns * BLOCKS_A_TURN;
+            all[from..from + BLOCKS_A_TURN].to_vec()
+        })
+        .collect()
+}
+
+/// Reads blocks with several threads and adds bytes and time.
+fn time(
+    source: &FileSource,
+    blocks: &[(usize, u64)],
+    readers: usize,
+    rate: &mut Rate,
+) -> Result<()> {
+    let readers = readers.clamp(1, blocks.len().max(1));
+    // Touched before the clock starts: first touch of memory is not the disk's time.
+    let mut buffers: Vec<Aligned> = (0..readers).map(|_| Aligned::new(BLOCK as usize)).collect();
+    buffers.iter_mut().for_each(|b| b.as_mut().fill(1));
+    let next = AtomicUsize::new(0);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = buffers
+            .iter_mut()
+            .map(|buffer| {
+                scope.spawn(|| {
+                    while let Some(&(file, offset)) =
+                        blocks.get(next.fetch_add(1, Ordering::Relaxed))
+                    {
+                        source.read_at(file, offset, buffer.as_mut())?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        // A thread can only end by itself or by a panic, and nothing in it panics; `Ok` is what a
+        // missing answer would mean for the others.
+        threads
+            .into_iter()
+            .try_for_each(|t| t.join().unwrap_or(Ok(())))
+    })?;
+    rate.time += start.elapsed();
+    rate.bytes += BLOCK * blocks.len() as u64;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_both_modes_or_neither() {
+        let dir = tempfile::tempdir().unwrap();
+        let large = dir.path().join("large");
+        std::fs::write(&large, vec![5; 7 * BLOCK as usize + 100]).unwrap();
+        std::fs::File::open(&large).unwrap().sync_all().unwrap();
+        let probe = FileSource::probe(std::slice::from_ref(&large), 2 * BLOCK, 2).unwrap();
+        assert!(probe.buffered.bytes >= BLOCK && probe.buffered.per_second() > 0.0);
+        assert!(probe.buffered.bytes + probe.direct.bytes <= 7 * BLOCK);
+        assert!(probe.best() > 0.0);
+
+        let small = dir.path().join("small");
+        std::fs::write(&small, b"tiny").unwrap();
+        let probe = FileSource::probe(&[small], 1 << 20, 2).unwrap();
+        assert_eq!(probe, Probe::default());
+        assert_eq!(probe.choose(), ReadMode::Buffered);
+    }
+
+    #[test]
+    fn blocks_stay_within_the_limit_and_in_the_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sparse");
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(100 * BLOCK + 7)
+            .unwrap();
+        let source = FileSource::open(&[path], ReadMode::Buffered).unwrap();
+        for limit in [1, BLOCK, 16 * BLOCK, 40 * BLOCK, 1000 * BLOCK] {
+            let blocks = choose_blocks(&source, limit);
+            let most = 2 * (limit / BLOCK).next_multiple_of(BLOCKS_A_TURN as u64);
+            assert!(blocks.len() as u64 <= most, "{limit}");
+            assert!(blocks.iter().all(|&(_, o)| o + BLOCK <= source.len(0)));
+            assert!(
+                blocks.windows(2).all(|w| w[0] < w[1]),
+                "each block once, in order"
+            );
+        }
+    }
+}
