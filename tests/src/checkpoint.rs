@@ -83,12 +83,8 @@ impl Dtype {
     fn encode(self, values: impl Iterator<Item = f32>) -> Vec<u8> {
         match self {
             Self::F32 => values.flat_map(f32::to_le_bytes).collect(),
-            Self::F16 => values
-                .flat_map(|v| f16::from_f32(v).to_le_bytes())
-                .collect(),
-            Self::Bf16 => values
-                .flat_map(|v| bf16::from_f32(v).to_le_bytes())
-                .collect(),
+            Self::F16 => values.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
+            Self::Bf16 => values.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
         }
     }
 }
@@ -96,13 +92,7 @@ impl Dtype {
 impl Checkpoint {
     /// bfloat16, one file, seed 0.
     pub fn new(shape: Shape) -> Self {
-        Self {
-            shape,
-            dtype: Dtype::Bf16,
-            shards: 1,
-            seed: 0,
-            config: Map::new(),
-        }
+        Self { shape, dtype: Dtype::Bf16, shards: 1, seed: 0, config: Map::new() }
     }
 
     /// Sets the storage of the weights.
@@ -168,42 +158,19 @@ impl Checkpoint {
         }
         write_json(&dir.join("config.json"), &self.config_json())?;
         tokenizer::write(dir)?;
-        Ok(Written {
-            files,
-            bytes: total,
-            parameters: self.shape.parameters(),
-        })
+        Ok(Written { files, bytes: total, parameters: self.shape.parameters() })
     }
 
     fn check(&self) -> io::Result<()> {
         let s = &self.shape;
         let wrong = if s.vocab < Shape::MIN_VOCAB {
-            format!(
-                "a vocabulary of {} tokens: at least {} are needed",
-                s.vocab,
-                Shape::MIN_VOCAB
-            )
-        } else if [
-            s.hidden,
-            s.intermediate,
-            s.layers,
-            s.heads,
-            s.kv_heads,
-            s.head_dim,
-        ]
-        .contains(&0)
-        {
+            format!("a vocabulary of {} tokens: at least {} are needed", s.vocab, Shape::MIN_VOCAB)
+        } else if [s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim].contains(&0) {
             format!("no size may be zero: {s:?}")
         } else if !s.heads.is_multiple_of(s.kv_heads) {
-            format!(
-                "{} query heads cannot share {} key-value heads",
-                s.heads, s.kv_heads
-            )
+            format!("{} query heads cannot share {} key-value heads", s.heads, s.kv_heads)
         } else if !s.head_dim.is_multiple_of(2) {
-            format!(
-                "rotary positions need an even head size, not {}",
-                s.head_dim
-            )
+            format!("rotary positions need an even head size, not {}", s.head_dim)
         } else {
             return Ok(());
         };
@@ -287,15 +254,11 @@ mod tests {
     #[test]
     fn every_tensor_lies_in_the_file_that_the_index_names() {
         let dir = tempfile::tempdir().unwrap();
-        let made = Checkpoint::new(Shape::TINY)
-            .shards(3)
-            .write(dir.path())
-            .unwrap();
+        let made = Checkpoint::new(Shape::TINY).shards(3).write(dir.path()).unwrap();
         assert_eq!(made.files.len(), 3);
-        let index: Value = serde_json::from_slice(
-            &std::fs::read(dir.path().join("model.safetensors.index.json")).unwrap(),
-        )
-        .unwrap();
+        let index: Value =
+            serde_json::from_slice(&std::fs::read(dir.path().join("model.safetensors.index.json")).unwrap())
+                .unwrap();
         for tensor in Shape::TINY.tensors() {
             let file = index["weight_map"][&tensor.name].as_str().unwrap();
             let (header, data) = read(&dir.path().join(file));
@@ -310,33 +273,22 @@ mod tests {
     #[test]
     fn weights_have_the_deviation_that_was_asked_for() {
         let dir = tempfile::tempdir().unwrap();
-        Checkpoint::new(Shape::TINY)
-            .dtype(Dtype::F32)
-            .write(dir.path())
-            .unwrap();
+        Checkpoint::new(Shape::TINY).dtype(Dtype::F32).write(dir.path()).unwrap();
         let (header, data) = read(&dir.path().join("model.safetensors"));
         let offsets = &header["model.embed_tokens.weight"]["data_offsets"];
         let range = offsets[0].as_u64().unwrap() as usize..offsets[1].as_u64().unwrap() as usize;
-        let values: Vec<f32> = data[range]
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect();
+        let values: Vec<f32> =
+            data[range].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         let mean = values.iter().sum::<f32>() / values.len() as f32;
         let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / values.len() as f32;
-        assert!(
-            mean.abs() < 0.05 && (variance - 1.0).abs() < 0.05,
-            "mean {mean}, variance {variance}"
-        );
+        assert!(mean.abs() < 0.05 && (variance - 1.0).abs() < 0.05, "mean {mean}, variance {variance}");
     }
 
     #[test]
     fn seeds_decide_the_bytes() {
         let bytes = |seed| {
             let dir = tempfile::tempdir().unwrap();
-            let made = Checkpoint::new(Shape::TINY)
-                .seed(seed)
-                .write(dir.path())
-                .unwrap();
+            let made = Checkpoint::new(Shape::TINY).seed(seed).write(dir.path()).unwrap();
             std::fs::read(&made.files[0]).unwrap()
         };
         assert_eq!(bytes(1), bytes(1));
@@ -345,19 +297,10 @@ mod tests {
 
     #[test]
     fn shapes_of_a_size_are_that_large() {
-        for bytes in [
-            1_000_000,
-            100_000_000,
-            2_000_000_000,
-            15_000_000_000,
-            140_000_000_000,
-        ] {
+        for bytes in [1_000_000, 100_000_000, 2_000_000_000, 15_000_000_000, 140_000_000_000] {
             let shape = Shape::of_size(bytes, Dtype::Bf16);
             let written = shape.parameters() * 2;
-            assert!(
-                (bytes..bytes + bytes / 2).contains(&written),
-                "{bytes}: {written}, {shape:?}"
-            );
+            assert!((bytes..bytes + bytes / 2).contains(&written), "{bytes}: {written}, {shape:?}");
         }
     }
 

@@ -20,31 +20,18 @@ pub fn path() -> &'static Path {
     PATH.get_or_init(|| {
         // <target>/<profile>/deps/<test>
         let test = std::env::current_exe().expect("a running test has a path");
-        let folder = test
-            .ancestors()
-            .nth(2)
-            .expect("tests lie in <target>/<profile>/deps");
+        let folder = test.ancestors().nth(2).expect("tests lie in <target>/<profile>/deps");
         let profile = match folder.file_name().and_then(OsStr::to_str) {
             Some("debug") | None => "dev",
             Some(name) => name,
         };
-        let status =
-            Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()))
-                .current_dir(crate::shared::repository())
-                .args([
-                    "build",
-                    "--quiet",
-                    "--package",
-                    "airllm-cli",
-                    "--bin",
-                    "airllm",
-                    "--profile",
-                    profile,
-                ])
-                .arg("--target-dir")
-                .arg(folder.parent().unwrap_or(folder))
-                .status()
-                .expect("cargo runs");
+        let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()))
+            .current_dir(crate::shared::repository())
+            .args(["build", "--quiet", "--package", "airllm-cli", "--bin", "airllm", "--profile", profile])
+            .arg("--target-dir")
+            .arg(folder.parent().unwrap_or(folder))
+            .status()
+            .expect("cargo runs");
         assert!(status.success(), "cargo build -p airllm-cli: {status}");
         folder.join(format!("airllm{}", std::env::consts::EXE_SUFFIX))
     })
@@ -94,19 +81,12 @@ impl Airllm {
         let mut command = Command::new(path());
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
-            if ["AIRLLM_", "HF_", "XDG_", "RUST_LOG"]
-                .iter()
-                .any(|prefix| text.starts_with(prefix))
-            {
+            if ["AIRLLM_", "HF_", "XDG_", "RUST_LOG"].iter().any(|prefix| text.starts_with(prefix)) {
                 command.env_remove(&name);
             }
         }
         command.env("AIRLLM_HOME", home).env("HF_HUB_OFFLINE", "1");
-        Self {
-            command,
-            input: Vec::new(),
-            limit: Duration::from_secs(120),
-        }
+        Self { command, input: Vec::new(), limit: Duration::from_secs(120) }
     }
 
     /// Adds arguments.
@@ -146,11 +126,7 @@ impl Airllm {
     /// # Panics
     /// When it does not start.
     pub fn spawn(mut self) -> Running {
-        let piped = self
-            .command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        let piped = self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = piped.spawn().expect("the airllm binary starts");
         let writer = child.stdin.take().map(|mut pipe| {
             let input = std::mem::take(&mut self.input);
@@ -184,10 +160,7 @@ impl Running {
     /// Asks the program to stop, as Ctrl-C does.
     pub fn interrupt(&self) -> io::Result<()> {
         let pid = rustix::process::Pid::from_child(&self.child);
-        Ok(rustix::process::kill_process(
-            pid,
-            rustix::process::Signal::INT,
-        )?)
+        Ok(rustix::process::kill_process(pid, rustix::process::Signal::INT)?)
     }
 
     /// Kills the program without warning, as `kill -9` does, and waits for its end.
@@ -276,10 +249,7 @@ impl Outcome {
     pub fn refused(self, code: i32, words: &[&str]) -> Self {
         assert_eq!(self.code(), Some(code), "{self}");
         for word in words {
-            assert!(
-                self.stderr.contains(word),
-                "standard error should say {word:?}: {self}"
-            );
+            assert!(self.stderr.contains(word), "standard error should say {word:?}: {self}");
         }
         assert!(!self.stderr.contains("panicked"), "{self}");
         self
@@ -290,11 +260,7 @@ impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Outcome { status, wall, .. } = self;
         let stdout = String::from_utf8_lossy(&self.stdout);
-        write!(
-            f,
-            "{status} after {wall:?}\n--- stdout\n{stdout}\n--- stderr\n{}",
-            self.stderr
-        )
+        write!(f, "{status} after {wall:?}\n--- stdout\n{stdout}\n--- stderr\n{}", self.stderr)
     }
 }
 
@@ -308,9 +274,7 @@ fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
 }
 
 fn gather(reader: Option<JoinHandle<Vec<u8>>>) -> Vec<u8> {
-    reader
-        .and_then(|thread| thread.join().ok())
-        .unwrap_or_default()
+    reader.and_then(|thread| thread.join().ok()).unwrap_or_default()
 }
 
 /// `VmHWM` of a process in bytes; 0 when it has ended or there is no `/proc`.

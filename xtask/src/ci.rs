@@ -10,20 +10,9 @@ use std::time::Instant;
 pub fn run(root: &Path, no_tests: bool) -> Result<()> {
     let mut steps: Vec<Step> = vec![
         Step::cargo("fmt", "fmt --all -- --check", &[]),
-        Step::cargo(
-            "clippy",
-            "clippy --workspace --all-targets -- -D warnings",
-            &[],
-        ),
-        Step {
-            name: "tidy",
-            run: Box::new(tidy::run),
-        },
-        Step::cargo(
-            "docs",
-            "doc --workspace --no-deps --lib",
-            &[("RUSTDOCFLAGS", "-D warnings")],
-        ),
+        Step::cargo("clippy", "clippy --workspace --all-targets -- -D warnings", &[]),
+        Step { name: "tidy", run: Box::new(tidy::run) },
+        Step::cargo("docs", "doc --workspace --no-deps --lib", &[("RUSTDOCFLAGS", "-D warnings")]),
         // xtask is not among the default members, so a plain `cargo test` leaves it out.
         Step::cargo("tests of xtask", "test --package xtask", &[]),
     ];
@@ -35,11 +24,7 @@ pub fn run(root: &Path, no_tests: bool) -> Result<()> {
         eprintln!("== {}", step.name);
         let start = Instant::now();
         match (step.run)(root) {
-            Ok(()) => eprintln!(
-                "== {}: passed, {:.0} s",
-                step.name,
-                start.elapsed().as_secs_f64()
-            ),
+            Ok(()) => eprintln!("== {}: passed, {:.0} s", step.name, start.elapsed().as_secs_f64()),
             Err(error) => {
                 eprintln!("== {}: FAILED: {error:#}", step.name);
                 failed.push(step.name);
@@ -70,9 +55,6 @@ impl Step {
             ensure!(status.success(), "cargo {args}: {status}");
             Ok(())
         };
-        Self {
-            name,
-            run: Box::new(run),
-        }
+        Self { name, run: Box::new(run) }
     }
 }

@@ -80,14 +80,8 @@ enum Format {
 /// Writes the checkpoint and says what it holds.
 pub fn run(args: &Args) -> Result<()> {
     let out = args.out.display();
-    let taken = args
-        .out
-        .read_dir()
-        .is_ok_and(|mut entries| entries.next().is_some());
-    ensure!(
-        !taken,
-        "{out} is not empty; choose another folder or empty it"
-    );
+    let taken = args.out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    ensure!(!taken, "{out} is not empty; choose another folder or empty it");
     let dtype = match args.dtype {
         Format::Bf16 => Dtype::Bf16,
         Format::F16 => Dtype::F16,
@@ -96,16 +90,11 @@ pub fn run(args: &Args) -> Result<()> {
     let shape = args.shape(dtype);
     let bytes = shape.parameters() * dtype.bytes() as u64;
     let shards = usize::try_from(bytes.div_ceil(args.shard_size.max(1)))?;
-    let checkpoint = Checkpoint::new(shape)
-        .dtype(dtype)
-        .seed(args.seed)
-        .shards(shards);
+    let checkpoint = Checkpoint::new(shape).dtype(dtype).seed(args.seed).shards(shards);
 
     eprintln!("{shape:?}");
     let start = Instant::now();
-    let made = checkpoint
-        .write(&args.out)
-        .with_context(|| format!("writing {out}"))?;
+    let made = checkpoint.write(&args.out).with_context(|| format!("writing {out}"))?;
     let (gb, seconds) = (made.bytes as f64 / 1e9, start.elapsed().as_secs_f64());
     println!(
         "{out}: {} weights, {gb:.3} GB in {} file(s), {seconds:.1} s ({:.2} GB/s)",
@@ -128,11 +117,7 @@ impl Args {
         let heads = self.heads.unwrap_or(base.heads);
         // A new width or head count alone keeps the usual rule, heads * head_dim = hidden.
         let same = hidden == base.hidden && heads == base.heads;
-        let head_dim = if same {
-            base.head_dim
-        } else {
-            hidden / heads.max(1)
-        };
+        let head_dim = if same { base.head_dim } else { hidden / heads.max(1) };
         Shape {
             hidden,
             intermediate: self.intermediate.unwrap_or(base.intermediate),
@@ -152,13 +137,9 @@ impl Args {
 /// A number of bytes: `1500`, `600MB` (millions), `2GiB` (powers of two).
 fn parse_size(text: &str) -> Result<u64> {
     let text = text.trim();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let number: f64 = number
-        .parse()
-        .with_context(|| format!("{text:?} does not start with a number"))?;
+    let number: f64 = number.parse().with_context(|| format!("{text:?} does not start with a number"))?;
     let unit = match unit.trim().to_ascii_uppercase().as_str() {
         "" | "B" => 1.0,
         "K" | "KB" => 1e3,

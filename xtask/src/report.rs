@@ -13,10 +13,7 @@ const END: &str = "<!-- end -->";
 pub fn run(root: &Path, check: bool) -> Result<()> {
     let dir = root.join("benches/results");
     let mut files = Vec::new();
-    for entry in dir
-        .read_dir()
-        .with_context(|| format!("listing {}", dir.display()))?
-    {
+    for entry in dir.read_dir().with_context(|| format!("listing {}", dir.display()))? {
         let path = entry?.path();
         if path.extension().is_some_and(|e| e == "json") {
             files.push(path);
@@ -25,19 +22,15 @@ pub fn run(root: &Path, check: bool) -> Result<()> {
     files.sort();
     let mut tables = String::new();
     for file in &files {
-        let result: Value = serde_json::from_str(&read(file)?)
-            .with_context(|| format!("parsing {}", file.display()))?;
+        let result: Value =
+            serde_json::from_str(&read(file)?).with_context(|| format!("parsing {}", file.display()))?;
         tables += &table(&result).with_context(|| format!("in {}", file.display()))?;
     }
     let page = dir.join("README.md");
     let old = read(&page)?;
     let new = between_markers(&old, &tables).with_context(|| format!("in {}", page.display()))?;
     if check {
-        ensure!(
-            old == new,
-            "{} is not up to date: run `cargo xtask report`",
-            page.display()
-        );
+        ensure!(old == new, "{} is not up to date: run `cargo xtask report`", page.display());
     } else if old != new {
         std::fs::write(&page, new).with_context(|| format!("writing {}", page.display()))?;
     }
@@ -54,9 +47,7 @@ fn table(result: &Value) -> Result<String> {
         text(result, "date")?,
         text(result, "commit")?,
         text(machine, "cpu")?,
-        machine["cores"]
-            .as_u64()
-            .context("machine.cores: expected a whole number")?,
+        machine["cores"].as_u64().context("machine.cores: expected a whole number")?,
         text(machine, "ram")?,
         text(machine, "disk")?,
         text(machine, "kernel")?,
@@ -71,19 +62,13 @@ fn table(result: &Value) -> Result<String> {
         };
         let against = row["against"].as_str().unwrap_or_default();
         let (case, unit) = (text(row, "case")?, text(row, "unit")?);
-        writeln!(
-            out,
-            "| {case} | {} | {unit} | {ratio} | {against} |",
-            number(value)
-        )?;
+        writeln!(out, "| {case} | {} | {unit} | {ratio} | {against} |", number(value))?;
     }
     Ok(out)
 }
 
 fn text<'a>(object: &'a Value, key: &str) -> Result<&'a str> {
-    object[key]
-        .as_str()
-        .with_context(|| format!("{key}: expected a text, found {}", object[key]))
+    object[key].as_str().with_context(|| format!("{key}: expected a text, found {}", object[key]))
 }
 
 /// Three figures: nothing measured here is known better.
@@ -97,17 +82,9 @@ fn number(value: f64) -> String {
 }
 
 fn between_markers(page: &str, tables: &str) -> Result<String> {
-    let (head, rest) = page
-        .split_once(BEGIN)
-        .with_context(|| format!("no line {BEGIN}"))?;
-    let (_, tail) = rest
-        .split_once(END)
-        .with_context(|| format!("no line {END}"))?;
-    let tables = if tables.is_empty() {
-        "\nNo results yet.\n"
-    } else {
-        tables
-    };
+    let (head, rest) = page.split_once(BEGIN).with_context(|| format!("no line {BEGIN}"))?;
+    let (_, tail) = rest.split_once(END).with_context(|| format!("no line {END}"))?;
+    let tables = if tables.is_empty() { "\nNo results yet.\n" } else { tables };
     Ok(format!("{head}{BEGIN}\n{tables}\n{END}{tail}"))
 }
 
@@ -130,10 +107,7 @@ mod tests {
     #[test]
     fn rows_are_rendered() {
         let table = table(&result()).unwrap();
-        assert!(
-            table.contains("| ring | 1.23 | GB/s | 0.910 | O_DIRECT |"),
-            "{table}"
-        );
+        assert!(table.contains("| ring | 1.23 | GB/s | 0.910 | O_DIRECT |"), "{table}");
         assert!(table.contains("| mmap | 512 | MB/s |  |  |"), "{table}");
     }
 
@@ -141,12 +115,7 @@ mod tests {
     fn a_result_without_its_machine_is_refused() {
         let mut result = result();
         result["machine"] = Value::Null;
-        assert!(
-            table(&result)
-                .unwrap_err()
-                .to_string()
-                .contains("cpu: expected a text")
-        );
+        assert!(table(&result).unwrap_err().to_string().contains("cpu: expected a text"));
     }
 
     #[test]

@@ -24,18 +24,11 @@ impl Noise {
         let normal = (0..BLOCK)
             .map(|_| {
                 let bits = random.next();
-                let sum: f32 = (0..4)
-                    .map(|i| ((bits >> (16 * i)) & 0xffff) as f32 / 65535.0 - 0.5)
-                    .sum();
+                let sum: f32 = (0..4).map(|i| ((bits >> (16 * i)) & 0xffff) as f32 / 65535.0 - 0.5).sum();
                 sum * 3f32.sqrt()
             })
             .collect();
-        Self {
-            dtype,
-            random,
-            normal,
-            encoded: None,
-        }
+        Self { dtype, random, normal, encoded: None }
     }
 
     /// Writes all of a tensor.

@@ -99,10 +99,8 @@ impl Shape {
             (u64::MAX, 8192, 64, 128_000),
         ];
         let weights = bytes / dtype.bytes() as u64;
-        let (_, hidden, heads, vocab) = WIDTHS
-            .into_iter()
-            .find(|(up_to, ..)| weights <= *up_to)
-            .unwrap_or(WIDTHS[5]);
+        let (_, hidden, heads, vocab) =
+            WIDTHS.into_iter().find(|(up_to, ..)| weights <= *up_to).unwrap_or(WIDTHS[5]);
         let mut shape = Shape {
             hidden,
             intermediate: (hidden * 11 / 4).next_multiple_of(64),
@@ -117,9 +115,7 @@ impl Shape {
         let rest = weights.saturating_sub(shape.parameters());
         shape.layers = 1;
         let layer = shape.parameters() - Shape { layers: 0, ..shape }.parameters();
-        shape.layers = usize::try_from(rest.div_ceil(layer))
-            .unwrap_or(usize::MAX)
-            .max(1);
+        shape.layers = usize::try_from(rest.div_ceil(layer)).unwrap_or(usize::MAX).max(1);
         shape
     }
 
@@ -131,12 +127,7 @@ impl Shape {
 
     /// Every tensor in the order of use.
     pub fn tensors(&self) -> Vec<Tensor> {
-        let Shape {
-            hidden,
-            intermediate,
-            vocab,
-            ..
-        } = *self;
+        let Shape { hidden, intermediate, vocab, .. } = *self;
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let head_deviation = 1.5 / (hidden as f32).sqrt();
         let mut list = vec![Tensor {

@@ -14,10 +14,7 @@ pub(super) const EOS: u32 = 1;
 ///
 /// Byte `b` is token `b + 2`. Ids past 257 have no text, as in published models whose vocabulary is padded.
 pub(super) fn write(dir: &Path) -> io::Result<()> {
-    let mut vocab = Map::from_iter([
-        ("<s>".to_owned(), json!(BOS)),
-        ("</s>".to_owned(), json!(EOS)),
-    ]);
+    let mut vocab = Map::from_iter([("<s>".to_owned(), json!(BOS)), ("</s>".to_owned(), json!(EOS))]);
     for byte in 0..=255u8 {
         vocab.insert(spelling(byte).to_string(), json!(u32::from(byte) + 2));
     }

@@ -26,20 +26,13 @@ pub fn check(metadata: &Metadata) -> Vec<String> {
     let mut findings = Vec::new();
     for package in &members {
         let name = package.name.as_str();
-        let known =
-            LAYERS.contains(&name) || OUTSIDE.contains(&name) || [TEXT, XTASK].contains(&name);
+        let known = LAYERS.contains(&name) || OUTSIDE.contains(&name) || [TEXT, XTASK].contains(&name);
         if !known {
-            findings.push(format!(
-                "{name}: no place in the layering; give it one in xtask/src/tidy/graph.rs"
-            ));
+            findings
+                .push(format!("{name}: no place in the layering; give it one in xtask/src/tidy/graph.rs"));
             continue;
         }
-        for dependency in package
-            .dependencies
-            .iter()
-            .map(|d| d.name.as_str())
-            .filter(|d| ours(d))
-        {
+        for dependency in package.dependencies.iter().map(|d| d.name.as_str()).filter(|d| ours(d)) {
             if !may_use(name, dependency) {
                 findings.push(format!("{name} uses {dependency}, which is not below it"));
             }

@@ -5,22 +5,12 @@ use cargo_metadata::Metadata;
 
 /// The `allow` list of the `[licenses]` section.
 pub fn allowed(deny_toml: &str) -> Result<Vec<String>> {
-    let (_, section) = deny_toml
-        .split_once("[licenses]")
-        .context("deny.toml: no [licenses] section")?;
-    let (_, list) = section
-        .split_once("allow = [")
-        .context("deny.toml: no `allow = [` under [licenses]")?;
-    let (list, _) = list
-        .split_once(']')
-        .context("deny.toml: the allow list does not end")?;
-    let code = list
-        .lines()
-        .map(|line| line.split('#').next().unwrap_or_default());
-    let names: Vec<String> = code
-        .flat_map(|line| line.split('"').skip(1).step_by(2))
-        .map(str::to_owned)
-        .collect();
+    let (_, section) = deny_toml.split_once("[licenses]").context("deny.toml: no [licenses] section")?;
+    let (_, list) = section.split_once("allow = [").context("deny.toml: no `allow = [` under [licenses]")?;
+    let (list, _) = list.split_once(']').context("deny.toml: the allow list does not end")?;
+    let code = list.lines().map(|line| line.split('#').next().unwrap_or_default());
+    let names: Vec<String> =
+        code.flat_map(|line| line.split('"').skip(1).step_by(2)).map(str::to_owned).collect();
     ensure!(!names.is_empty(), "deny.toml: the allow list is empty");
     Ok(names)
 }
@@ -31,10 +21,9 @@ pub fn check(metadata: &Metadata, allowed: &[String]) -> Vec<String> {
         None => Some(format!("{}: declares no licence", package.name)),
         Some(expression) => match satisfied(expression, allowed) {
             Ok(true) => None,
-            Ok(false) => Some(format!(
-                "{}: licence {expression:?} is not allowed by deny.toml",
-                package.name
-            )),
+            Ok(false) => {
+                Some(format!("{}: licence {expression:?} is not allowed by deny.toml", package.name))
+            }
             Err(error) => Some(format!("{}: licence {expression:?}: {error}", package.name)),
         },
     };
@@ -44,10 +33,7 @@ pub fn check(metadata: &Metadata, allowed: &[String]) -> Vec<String> {
 /// Whether an SPDX expression can be met with the allowed licences alone. The old spelling
 /// `MIT/Apache-2.0` means OR.
 fn satisfied(expression: &str, allowed: &[String]) -> Result<bool> {
-    let spaced = expression
-        .replace('/', " OR ")
-        .replace('(', " ( ")
-        .replace(')', " ) ");
+    let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
     let mut at = 0;
     let result = any(&words, &mut at, allowed)?;
@@ -100,7 +86,8 @@ mod tests {
 
     #[test]
     fn the_list_is_read_without_its_comments() {
-        let toml = "[bans]\nallow = [\"x\"]\n[licenses]\nallow = [\n  \"MIT\", # \"GPL-3.0\"\n  \"ISC\",\n]\n";
+        let toml =
+            "[bans]\nallow = [\"x\"]\n[licenses]\nallow = [\n  \"MIT\", # \"GPL-3.0\"\n  \"ISC\",\n]\n";
         assert_eq!(allowed(toml).unwrap(), ["MIT", "ISC"]);
         assert!(allowed("[licenses]\nallow = []\n").is_err());
         assert!(allowed("[bans]\n").is_err());
@@ -119,12 +106,7 @@ mod tests {
         ] {
             assert!(satisfied(good, &allowed).unwrap(), "{good}");
         }
-        for bad in [
-            "GPL-3.0",
-            "MIT AND GPL-3.0",
-            "MIT WITH LLVM-exception",
-            "(GPL-3.0 OR ISC) AND MIT",
-        ] {
+        for bad in ["GPL-3.0", "MIT AND GPL-3.0", "MIT WITH LLVM-exception", "(GPL-3.0 OR ISC) AND MIT"] {
             assert!(!satisfied(bad, &allowed).unwrap(), "{bad}");
         }
         for broken in ["", "MIT OR", "(MIT", "MIT Apache-2.0"] {

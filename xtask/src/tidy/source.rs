@@ -10,13 +10,7 @@ const MOST_LINES: usize = 500;
 /// Folders with sources, from the root of the repository.
 const FOLDERS: [&str; 6] = ["crates", "tests", "benches", "xtask", "fuzz", "kernels"];
 /// Crates that forbid `unsafe` altogether.
-const SAFE: [&str; 5] = [
-    "airllm-format",
-    "airllm-quant",
-    "airllm-text",
-    "airllm-model",
-    "airllm",
-];
+const SAFE: [&str; 5] = ["airllm-format", "airllm-quant", "airllm-text", "airllm-model", "airllm"];
 /// Beginnings of the paths where `unsafe` may stand.
 const UNSAFE: [&str; 4] = [
     "crates/kernels/src/cpu/simd",
@@ -33,30 +27,15 @@ pub fn check(root: &Path, metadata: &Metadata) -> Result<Vec<String>> {
     }
     let mut findings = Vec::new();
     for file in files {
-        let path = file
-            .strip_prefix(root)
-            .unwrap_or(&file)
-            .to_string_lossy()
-            .replace('\\', "/");
+        let path = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
         let text = read(&file)?;
-        findings.extend(
-            check_file(&path, &text)
-                .into_iter()
-                .map(|what| format!("{path}: {what}")),
-        );
+        findings.extend(check_file(&path, &text).into_iter().map(|what| format!("{path}: {what}")));
     }
     for package in metadata.workspace_packages() {
-        for target in package
-            .targets
-            .iter()
-            .filter(|t| t.kind.contains(&TargetKind::Lib))
-        {
+        for target in package.targets.iter().filter(|t| t.kind.contains(&TargetKind::Lib)) {
             let text = read(target.src_path.as_std_path())?;
             if !has_example(&text) {
-                findings.push(format!(
-                    "{}: its crate docs have no example that compiles",
-                    package.name
-                ));
+                findings.push(format!("{}: its crate docs have no example that compiles", package.name));
             }
             if SAFE.contains(&package.name.as_str()) && !text.contains("#![forbid(unsafe_code)]") {
                 findings.push(format!("{}: must `#![forbid(unsafe_code)]`", package.name));
@@ -65,10 +44,7 @@ pub fn check(root: &Path, metadata: &Metadata) -> Result<Vec<String>> {
         let manifest = read(package.manifest_path.as_std_path())?;
         let layered = package.manifest_path.as_str().contains("/crates/");
         if layered && !manifest.contains("[lints]\nworkspace = true") {
-            findings.push(format!(
-                "{}: does not inherit the lints of the workspace",
-                package.name
-            ));
+            findings.push(format!("{}: does not inherit the lints of the workspace", package.name));
         }
     }
     Ok(findings)
@@ -76,20 +52,14 @@ pub fn check(root: &Path, metadata: &Metadata) -> Result<Vec<String>> {
 
 /// Sources below a folder, without build outputs and hidden folders.
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in folder
-        .read_dir()
-        .with_context(|| format!("listing {}", folder.display()))?
-    {
+    for entry in folder.read_dir().with_context(|| format!("listing {}", folder.display()))? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_dir() {
             if name != "target" && !name.starts_with('.') {
                 collect(&path, files)?;
             }
-        } else if path
-            .extension()
-            .is_some_and(|e| e == "rs" || e == "cu" || e == "h")
-        {
+        } else if path.extension().is_some_and(|e| e == "rs" || e == "cu" || e == "h") {
             files.push(path);
         }
     }
@@ -100,9 +70,7 @@ fn check_file(path: &str, text: &str) -> Vec<String> {
     let mut findings = Vec::new();
     let lines = text.lines().count();
     if lines > MOST_LINES {
-        findings.push(format!(
-            "{lines} lines; more than {MOST_LINES} are several rooms"
-        ));
+        findings.push(format!("{lines} lines; more than {MOST_LINES} are several rooms"));
     }
     if path.ends_with(".rs") {
         if !text.trim_start().starts_with("//!") {
@@ -110,10 +78,8 @@ fn check_file(path: &str, text: &str) -> Vec<String> {
         }
         if !UNSAFE.iter().any(|start| path.starts_with(start)) {
             let at = unsafe_lines(text);
-            findings.extend(
-                at.iter()
-                    .map(|line| format!("`unsafe` in line {line}, outside the files for it")),
-            );
+            findings
+                .extend(at.iter().map(|line| format!("`unsafe` in line {line}, outside the files for it")));
         }
     }
     findings
@@ -121,10 +87,7 @@ fn check_file(path: &str, text: &str) -> Vec<String> {
 
 /// Whether the leading `//!` block has a fenced block of Rust that is compiled.
 fn has_example(text: &str) -> bool {
-    let docs = text
-        .lines()
-        .take_while(|line| line.starts_with("//!"))
-        .map(|line| line[3..].trim());
+    let docs = text.lines().take_while(|line| line.starts_with("//!")).map(|line| line[3..].trim());
     // Every second fence opens a block.
     let mut opening = docs.filter_map(|line| line.strip_prefix("```")).step_by(2);
     opening.any(|flags| matches!(flags, "" | "rust" | "no_run" | "rust,no_run"))
@@ -148,11 +111,7 @@ fn unsafe_lines(text: &str) -> Vec<usize> {
 
 /// Bytes of the token at the start of `rest`: a comment, a text, a name, or one other character.
 fn token(rest: &str, first: char) -> usize {
-    let until = |end: &str, from: usize| {
-        rest[from..]
-            .find(end)
-            .map_or(rest.len(), |i| from + i + end.len())
-    };
+    let until = |end: &str, from: usize| rest[from..].find(end).map_or(rest.len(), |i| from + i + end.len());
     if rest.starts_with("//") {
         return until("\n", 2);
     }
@@ -160,14 +119,9 @@ fn token(rest: &str, first: char) -> usize {
         return block_comment(rest);
     }
     for prefix in ["r", "br", "cr"] {
-        let hashes = rest
-            .strip_prefix(prefix)
-            .map(|r| r.len() - r.trim_start_matches('#').len());
+        let hashes = rest.strip_prefix(prefix).map(|r| r.len() - r.trim_start_matches('#').len());
         if let Some(hashes) = hashes.filter(|n| rest[prefix.len() + n..].starts_with('"')) {
-            return until(
-                &format!("\"{}", "#".repeat(hashes)),
-                prefix.len() + hashes + 1,
-            );
+            return until(&format!("\"{}", "#".repeat(hashes)), prefix.len() + hashes + 1);
         }
     }
     if first == '"' {
@@ -245,10 +199,7 @@ mod tests {
     fn unsafe_is_found_outside_its_rooms_only() {
         let text = "//! Docs.\nunsafe fn f() {}\n";
         assert_eq!(check_file("crates/stream/src/arena.rs", text), [""; 0]);
-        assert_eq!(
-            check_file("crates/kernels/src/cpu/simd/avx2.rs", text),
-            [""; 0]
-        );
+        assert_eq!(check_file("crates/kernels/src/cpu/simd/avx2.rs", text), [""; 0]);
         assert_eq!(check_file("crates/kernels/src/cpu/verbs.rs", text).len(), 1);
         assert_eq!(check_file("crates/cli/src/main.rs", text).len(), 1);
     }
@@ -264,9 +215,7 @@ mod tests {
 
     #[test]
     fn examples() {
-        assert!(has_example(
-            "//! Docs.\n//!\n//! ```\n//! let x = 1;\n//! ```\nuse y;\n"
-        ));
+        assert!(has_example("//! Docs.\n//!\n//! ```\n//! let x = 1;\n//! ```\nuse y;\n"));
         assert!(has_example("//! Docs.\n//! ```no_run\n//! ```\n"));
         assert!(!has_example("//! Docs.\n//! ```text\n//! ```\n"));
         assert!(!has_example("//! Docs.\n\n/// ```\n/// ```\nfn f() {}\n"));
