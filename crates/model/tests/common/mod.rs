@@ -1,0 +1,233 @@
+//! Fixtures: checkpoints in memory, their goldens, and pipelines over them.
+#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
+
+use airllm_format::safetensors::{Dtype, Header};
+use airllm_format::{MemorySource, NumFormat};
+use airllm_kernels::Cpu;
+use airllm_model::{Config, Model, Sequence, Span, UnitDecl, Want, bind};
+use airllm_stream::{Catalog, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A file or folder of this crate's own test data.
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// A fixture of the reference set, or `None` with a line that says so.
+pub fn shared(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures").join(name);
+    if path.is_dir() {
+        return Some(path);
+    }
+    eprintln!("skipped: ../shared not there");
+    None
+}
+
+pub fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// The tensors of some safetensors files.
+pub struct Tensors(HashMap<String, (Dtype, Vec<usize>, Vec<u8>)>);
+
+impl Tensors {
+    pub fn read(files: &[PathBuf]) -> Self {
+        let mut map = HashMap::new();
+        for file in files {
+            let header = Header::read(file).unwrap();
+            let bytes = std::fs::read(file).unwrap();
+            for t in header.tensors() {
+                let data = bytes[t.start as usize..][..t.bytes as usize].to_vec();
+                map.insert(t.name.clone(), (t.dtype, t.shape.clone(), data));
+            }
+        }
+        Self(map)
+    }
+
+    /// The weights of a checkpoint folder.
+    pub fn model(dir: &Path) -> Self {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if name.starts_with("model") && name.ends_with(".safetensors") {
+                files.push(path);
+            }
+        }
+        Self::read(&files)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    pub fn shape(&self, name: &str) -> &[usize] {
+        &self.get(name).1
+    }
+
+    pub fn format(&self, name: &str) -> NumFormat {
+        self.get(name).0.format().unwrap()
+    }
+
+    pub fn bytes(&self, name: &str) -> &[u8] {
+        &self.get(name).2
+    }
+
+    pub fn f32s(&self, name: &str) -> Vec<f32> {
+        let (dtype, _, bytes) = self.get(name);
+        let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        match dtype {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::F16 => halves().map(|b| half::f16::from_bits(b).to_f32()).collect(),
+            Dtype::Bf16 => halves().map(|b| half::bf16::from_bits(b).to_f32()).collect(),
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        let (dtype, _, bytes) = self.get(name);
+        assert_eq!(*dtype, Dtype::I64, "{name}");
+        bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect()
+    }
+
+    fn get(&self, name: &str) -> &(Dtype, Vec<usize>, Vec<u8>) {
+        self.0.get(name).unwrap_or_else(|| panic!("no tensor {name}"))
+    }
+}
+
+/// The catalog of what a configuration declares, one file a unit, matrices in `format(hf name)`.
+pub fn catalog(config: &Config, format: impl Fn(&str) -> NumFormat) -> Catalog {
+    let unit = |(file, decl): (usize, &UnitDecl)| {
+        let mut offset = 0_u64;
+        let tensors = decl.tensors.iter().map(|t| {
+            let format = if t.is_vector() { NumFormat::F32 } else { format(&t.hf) };
+            let tensor = Tensor {
+                name: t.name.clone(),
+                file,
+                offset,
+                format,
+                rows: t.rows(),
+                cols: t.cols(),
+                checksum: None,
+            };
+            offset = (offset + tensor.bytes() as u64).next_multiple_of(256);
+            tensor
+        });
+        Unit { name: decl.name.clone(), tensors: tensors.collect() }
+    };
+    let units = config.units().iter().enumerate().map(unit).collect();
+    let mut catalog = Catalog { units, pass: Vec::new() };
+    let id = |(unit, tensor): &(String, String)| catalog.find(unit, tensor).unwrap();
+    let pass: Vec<TensorId> = config.pass().iter().map(id).collect();
+    catalog.pass = pass;
+    catalog
+}
+
+/// A checkpoint on the CPU, streaming through a ring of small slots.
+pub struct Run {
+    pub model: Model<Cpu>,
+    pub weights: Pipeline<Cpu>,
+    device: Arc<Cpu>,
+}
+
+/// Most tokens of a pass in these tests.
+pub const MAX_TOKENS: usize = 200;
+
+impl Run {
+    pub fn open(dir: &Path) -> Self {
+        let config = Config::parse(&json(&dir.join("config.json"))).unwrap();
+        let tensors = Tensors::model(dir);
+        let catalog = catalog(&config, |hf| tensors.format(hf));
+        let files = config.units().into_iter().zip(&catalog.units).map(|(decl, unit)| {
+            let mut bytes = Vec::new();
+            for (decl, tensor) in decl.tensors.iter().zip(&unit.tensors) {
+                assert_eq!(tensors.shape(&decl.hf), decl.shape, "{}", decl.hf);
+                bytes.resize(tensor.offset as usize, 0);
+                if decl.is_vector() {
+                    let numbers = tensors.f32s(&decl.hf);
+                    bytes.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
+                } else {
+                    bytes.extend_from_slice(tensors.bytes(&decl.hf));
+                }
+            }
+            (unit.name.clone(), bytes)
+        });
+        let source = Arc::new(MemorySource::new(files.collect()));
+        let device = Arc::new(Cpu::new(2));
+        let binding = bind(&config, &catalog).unwrap();
+        let options = Options {
+            pinned: Vec::new(),
+            slots: 3,
+            slot_bytes: 8192,
+            readers: 1,
+            timeline: Arc::new(Timeline::new(false)),
+        };
+        let weights = Pipeline::start(device.clone(), source, catalog, &options).unwrap();
+        let model = Model::new(device.clone(), config, binding, MAX_TOKENS).unwrap();
+        Self { model, weights, device }
+    }
+
+    pub fn config(&self) -> &Config {
+        self.model.config()
+    }
+
+    pub fn sequence(&self) -> Sequence<Cpu> {
+        Sequence::new(&*self.device, self.model.config(), 256).unwrap()
+    }
+
+    /// One span in one pass.
+    pub fn run(&mut self, seq: &mut Sequence<Cpu>, ids: &[u32], rope_len: usize, want: Want) -> Vec<f32> {
+        let span = Span { ids, seq, rope_len, logits: want };
+        self.model.forward(&mut self.weights, &mut [span], None).unwrap().remove(0)
+    }
+
+    /// Greedy continuation of a prompt: the ids, and the logits each was taken from.
+    pub fn greedy(&mut self, prompt: &[u32], count: usize) -> (Vec<u32>, Vec<f32>) {
+        let mut seq = self.sequence();
+        let mut logits = self.run(&mut seq, prompt, prompt.len(), Want::Last);
+        let (mut ids, mut steps) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let id = argmax(&logits);
+            ids.push(id);
+            steps.extend_from_slice(&logits);
+            logits = self.run(&mut seq, &[id], prompt.len(), Want::Last);
+        }
+        (ids, steps)
+    }
+}
+
+pub fn argmax(logits: &[f32]) -> u32 {
+    let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+    best.unwrap() as u32
+}
+
+/// Fails where a number differs by more than `most`, saying where.
+pub fn close(what: &str, found: &[f32], expected: &[f32], width: usize, most: f32) {
+    assert_eq!(found.len(), expected.len(), "{what}: length");
+    let mut worst = (0.0_f32, 0);
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        let gap = (a - b).abs();
+        assert!(!gap.is_nan(), "{what}: row {}, column {} is {a}", i / width, i % width);
+        if gap > worst.0 {
+            worst = (gap, i);
+        }
+    }
+    let (gap, at) = worst;
+    assert!(
+        gap <= most,
+        "{what}: row {}, column {}: {} instead of {}, {gap:e} apart, {most:e} allowed",
+        at / width,
+        at % width,
+        found[at],
+        expected[at]
+    );
+}
+
+/// Rows `rows` of a flat `[_, width]`.
+pub fn pick(flat: &[f32], rows: &[u32], width: usize) -> Vec<f32> {
+    rows.iter().flat_map(|&row| &flat[row as usize * width..][..width]).copied().collect()
+}
+
