@@ -1,9 +1,38 @@
 //! The verbs of a transformer forward and the devices that compute them.
+//!
+//! Two traits say what a device is: [`Memory`] (allocation, copies, fences) is all that the streaming
+//! engine sees of it, [`Ops`] (some ten verbs over rows of f32) is all that a model sees. Devices:
+//!
+//! - [`Cpu`] computes from host memory, with AVX2 where the processor has it;
+//! - [`Trace`] computes nothing, but checks and logs every call.
+//!
+//! ```
+//! use airllm_kernels::{Cpu, Memory, Ops};
+//!
+//! let cpu = Cpu::new(1);
+//! let mut y = cpu.alloc(8)?;
+//! let mut x = cpu.alloc(8)?;
+//! cpu.write(&mut x, 0, &[1f32.to_le_bytes(), 2f32.to_le_bytes()].concat())?;
+//! cpu.add(&mut y, &x, 2)?;
+//! cpu.add(&mut y, &x, 2)?;
+//!
+//! let mut out = [0u8; 8];
+//! cpu.read(&y, 0, &mut out)?;
+//! assert_eq!(out, [2f32.to_le_bytes(), 4f32.to_le_bytes()].concat()[..]);
+//! # Ok::<(), airllm_kernels::Error>(())
+//! ```
+//!
+//! What is absent: files, models, and any choice between devices.
 
+mod cpu;
 mod error;
 mod memory;
 mod ops;
+mod shape;
+mod trace;
 
+pub use cpu::{Cpu, CpuBuf};
 pub use error::{Error, Result};
 pub use memory::Memory;
 pub use ops::{Attend, Columns, Matrix, Ops, Rope, RopeKind, Work};
+pub use trace::{Event, Extent, Trace};

@@ -1,0 +1,161 @@
+//! The CPU as a device.
+
+mod attend;
+mod lines;
+mod matmul;
+mod ops;
+mod packed;
+mod pool;
+mod rows;
+mod simd;
+mod tile;
+
+use crate::shape::{self, Counter};
+use crate::{Error, Memory, Result};
+use lines::{Lines, Shelf};
+use pool::Pool;
+use simd::{Level, Portable};
+use std::ops::Range;
+
+/// The CPU: computes from host memory, on a pool of threads of its own, with AVX2, FMA and F16C where
+/// the processor has them.
+///
+/// A result is the same bit for bit on every call, whatever the number of threads, however the rows of
+/// a matrix are cut into calls and however many tokens share one: each number is summed in one fixed
+/// order, and speed comes from working on several of them at once. Between instruction sets results
+/// differ by rounding.
+///
+/// ```
+/// use airllm_format::NumFormat;
+/// use airllm_kernels::{Columns, Cpu, Matrix, Memory, Ops};
+///
+/// let cpu = Cpu::new(2);
+/// let weights: Vec<u8> = [1f32, 2.0, 3.0, 4.0].iter().flat_map(|w| w.to_le_bytes()).collect();
+/// let mut x = cpu.alloc(8)?;
+/// cpu.write(&mut x, 0, &[10f32.to_le_bytes(), 1f32.to_le_bytes()].concat())?;
+///
+/// let mut y = cpu.alloc(8)?;
+/// let data = cpu.host_view(&weights).unwrap();
+/// let w = Matrix { data, format: NumFormat::F32, rows: 2, cols: 2 };
+/// cpu.matmul(w, &x, 1, &mut y, Columns { stride: 2, first: 0 })?;
+///
+/// let mut out = [0u8; 8];
+/// cpu.read(&y, 0, &mut out)?;
+/// assert_eq!(out, [12f32.to_le_bytes(), 34f32.to_le_bytes()].concat()[..]);
+/// # Ok::<(), airllm_kernels::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Cpu {
+    level: Level,
+    pool: Pool,
+    shelf: Shelf,
+    counter: Counter,
+}
+
+/// Host memory of the [`Cpu`] device, 64-byte aligned.
+#[derive(Debug)]
+pub struct CpuBuf {
+    lines: Lines,
+    bytes: usize,
+}
+
+impl Cpu {
+    /// The best instructions this processor has, on `threads` threads, the caller's being one of them.
+    ///
+    /// 0 stands for as many as the system lets this process run at once. Where the system refuses to
+    /// start threads there are fewer; [`threads`](Cpu::threads) says how many.
+    pub fn new(threads: usize) -> Cpu {
+        Cpu::with(Level::detect(), threads)
+    }
+
+    /// As [`new`](Cpu::new), but without any instruction that not every processor has. Slow; for
+    /// comparison and for tests.
+    pub fn portable(threads: usize) -> Cpu {
+        Cpu::with(Level::Portable(Portable), threads)
+    }
+
+    /// How many threads work on one verb.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// The instructions in use: `"avx2"` or `"portable"`.
+    pub fn instructions(&self) -> &'static str {
+        self.level.name()
+    }
+
+    fn with(level: Level, threads: usize) -> Cpu {
+        Cpu { level, pool: Pool::new(threads), shelf: Shelf::default(), counter: Counter::default() }
+    }
+}
+
+impl CpuBuf {
+    fn bytes(&self) -> &[u8] {
+        &self.lines.bytes()[..self.bytes]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.lines.bytes_mut()[..self.bytes]
+    }
+
+    /// The whole numbers in the buffer.
+    fn floats(&self) -> &[f32] {
+        &self.lines.floats()[..self.bytes / 4]
+    }
+
+    fn floats_mut(&mut self) -> &mut [f32] {
+        &mut self.lines.floats_mut()[..self.bytes / 4]
+    }
+}
+
+impl Memory for Cpu {
+    type Buf = CpuBuf;
+    type Fence = ();
+    type View<'a> = &'a [u8];
+
+    fn alloc(&self, bytes: usize) -> Result<CpuBuf> {
+        match Lines::zeroed(bytes) {
+            Some(lines) => Ok(CpuBuf { lines, bytes }),
+            None => Err(Error::OutOfMemory { bytes, device: "cpu" }),
+        }
+    }
+
+    fn len(&self, buf: &CpuBuf) -> usize {
+        buf.bytes
+    }
+
+    fn write(&self, dst: &mut CpuBuf, offset: usize, bytes: &[u8]) -> Result<()> {
+        let end = offset.saturating_add(bytes.len());
+        shape::need("write", "buffer", end, dst.bytes)?;
+        dst.bytes_mut()[offset..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read(&self, src: &CpuBuf, offset: usize, out: &mut [u8]) -> Result<()> {
+        let end = offset.saturating_add(out.len());
+        shape::need("read", "buffer", end, src.bytes)?;
+        out.copy_from_slice(&src.bytes()[offset..end]);
+        Ok(())
+    }
+
+    fn view<'a>(&'a self, buf: &'a CpuBuf, range: Range<usize>) -> Result<&'a [u8]> {
+        shape::range("view", &range, buf.bytes)?;
+        Ok(&buf.bytes()[range])
+    }
+
+    fn host_view<'a>(&'a self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        Some(bytes)
+    }
+
+    fn fence(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn wait(&self, _: &()) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_done(&self, _: &()) -> Result<bool> {
+        Ok(true)
+    }
+}

@@ -1,0 +1,190 @@
+//! The verbs of the CPU: checks, then pieces of work for the threads.
+
+use super::matmul::{Widen, matmul};
+use super::packed::{self, Packed, Row};
+use super::rows::{Add, AddBias, RmsNorm, SiluMul, Turn};
+use super::simd::Job;
+use super::{Cpu, CpuBuf, attend};
+use crate::{Attend, Columns, Error, Matrix, Ops, Result, Rope, Work, shape};
+use airllm_format::NumFormat;
+
+/// Numbers in a piece of work, for verbs that treat each number by itself.
+const PIECE: usize = 16 << 10;
+
+/// Calls a function of a format type with the type of a format's name.
+macro_rules! with_format {
+    ($verb:literal, $format:expr, $function:ident ($($arg:expr),*)) => {
+        match $format {
+            NumFormat::F32 => $function::<packed::F32>($($arg),*),
+            NumFormat::F16 => $function::<packed::F16>($($arg),*),
+            NumFormat::Bf16 => $function::<packed::Bf16>($($arg),*),
+            NumFormat::Q8 => $function::<packed::Q8>($($arg),*),
+            NumFormat::Q4 => $function::<packed::Q4>($($arg),*),
+            other => Err(Error::Argument {
+                verb: $verb,
+                what: format!("the CPU has no kernel for {other}"),
+            }),
+        }
+    };
+}
+
+impl Ops for Cpu {
+    fn decode(&self, rows: Matrix<&[u8]>, y: &mut CpuBuf) -> Result<()> {
+        let work = shape::decode(&shape::sized(&rows, rows.data.len()), y.bytes)?;
+        let Matrix { data, format, rows, cols } = rows;
+        if rows > 0 && cols > 0 {
+            let y = &mut y.floats_mut()[..rows * cols];
+            with_format!("decode", format, decode(self, data, cols, y))?;
+        }
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn matmul(
+        &self,
+        w: Matrix<&[u8]>,
+        x: &CpuBuf,
+        n: usize,
+        y: &mut CpuBuf,
+        out: Columns,
+    ) -> Result<()> {
+        let work = shape::matmul(&shape::sized(&w, w.data.len()), x.bytes, n, y.bytes, out)?;
+        let (x, y) = (x.floats(), y.floats_mut());
+        with_format!("matmul", w.format, matmul(self, w, x, n, y, out))?;
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn rms_norm(
+        &self,
+        x: &CpuBuf,
+        weight: &[u8],
+        eps: f32,
+        n: usize,
+        dim: usize,
+        y: &mut CpuBuf,
+    ) -> Result<()> {
+        let work = shape::rms_norm(x.bytes, weight.len(), n, dim, y.bytes)?;
+        if n > 0 && dim > 0 {
+            let tokens = x.floats()[..n * dim].chunks(dim);
+            let tokens = tokens.zip(y.floats_mut()[..n * dim].chunks_mut(dim));
+            self.jobs(work.flops, tokens.map(|(x, y)| RmsNorm { x, weight, eps, y }));
+        }
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn add_bias(&self, y: &mut CpuBuf, bias: &[u8], n: usize, dim: usize) -> Result<()> {
+        let work = shape::add_bias(y.bytes, bias.len(), n, dim)?;
+        if n > 0 && dim > 0 {
+            let tokens = y.floats_mut()[..n * dim].chunks_mut(dim);
+            self.jobs(work.flops, tokens.map(|y| AddBias { y, bias }));
+        }
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn add(&self, y: &mut CpuBuf, x: &CpuBuf, len: usize) -> Result<()> {
+        let work = shape::add(y.bytes, x.bytes, len)?;
+        let x = x.floats()[..len].chunks(PIECE);
+        let pieces = y.floats_mut()[..len].chunks_mut(PIECE).zip(x);
+        self.jobs(work.flops, pieces.map(|(y, x)| Add { y, x }));
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn silu_mul(&self, gate: &mut CpuBuf, up: &CpuBuf, len: usize) -> Result<()> {
+        let work = shape::silu_mul(gate.bytes, up.bytes, len)?;
+        let up = up.floats()[..len].chunks(PIECE);
+        let pieces = gate.floats_mut()[..len].chunks_mut(PIECE).zip(up);
+        self.jobs(work.flops, pieces.map(|(gate, up)| SiluMul { gate, up }));
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn rope(&self, x: &mut CpuBuf, table: &CpuBuf, shape: Rope) -> Result<()> {
+        let work = shape::rope(x.bytes, table.bytes, &shape)?;
+        let Rope { n, heads, head_dim, rotary, kind } = shape;
+        let row = heads * head_dim;
+        if n > 0 && row > 0 && rotary > 0 {
+            let tokens = x.floats_mut()[..n * row].chunks_mut(row);
+            let tokens = tokens.zip(table.floats()[..n * rotary].chunks(rotary));
+            self.jobs(work.flops, tokens.map(|(x, table)| Turn { x, table, head_dim, kind }));
+        }
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn store(
+        &self,
+        x: &CpuBuf,
+        first: usize,
+        n: usize,
+        dim: usize,
+        cache: &mut CpuBuf,
+        at: usize,
+    ) -> Result<()> {
+        let work = shape::store(x.bytes, first, n, dim, cache.bytes, at)?;
+        let rows = n * dim;
+        if rows > 0 {
+            let from = &x.floats()[first * dim..][..rows];
+            cache.floats_mut()[at * dim..][..rows].copy_from_slice(from);
+        }
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn attend(
+        &self,
+        q: &CpuBuf,
+        k: &CpuBuf,
+        v: &CpuBuf,
+        out: &mut CpuBuf,
+        shape: Attend,
+    ) -> Result<()> {
+        let work = shape::attend(q.bytes, k.bytes, v.bytes, out.bytes, &shape)?;
+        let (q, k, v, out) = (q.floats(), k.floats(), v.floats(), out.floats_mut());
+        attend::attend(self, q, k, v, out, &shape, work.flops)?;
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn gather(&self, x: &CpuBuf, rows: &[u32], dim: usize, y: &mut CpuBuf) -> Result<()> {
+        let work = shape::gather(x.bytes, rows, dim, y.bytes)?;
+        if dim > 0 {
+            for (y, &row) in y.floats_mut().chunks_mut(dim).zip(rows) {
+                y.copy_from_slice(&x.floats()[row as usize * dim..][..dim]);
+            }
+        }
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn work(&self) -> Work {
+        self.counter.total()
+    }
+}
+
+impl Cpu {
+    /// Runs independent jobs on all threads, if there is enough to do.
+    fn jobs<J: Job<Out = ()> + Send>(&self, flops: u64, jobs: impl Iterator<Item = J> + Send) {
+        // These verbs move more than they compute: a number is worth some ten operations.
+        let mut hands = vec![(); self.pool.hands(flops.saturating_mul(4))];
+        self.pool.share(&mut hands, jobs, |(), jobs| jobs.for_each(|job| self.level.run(job)));
+    }
+}
+
+/// Widens rows to f32.
+fn decode<P: Packed>(cpu: &Cpu, data: &[u8], cols: usize, y: &mut [f32]) -> Result<()> {
+    let vectors = cols.div_ceil(8);
+    let steps = packed::steps(cols);
+    let mut scratch = cpu.shelf.take(vectors + steps.div_ceil(8))?;
+    let (wide, scales) = scratch.split_at_mut(vectors);
+    for (w, y) in data.chunks(P::FORMAT.row_bytes(cols)).zip(y.chunks_mut(cols)) {
+        let row = Row::<P>::new(w, cols);
+        let scales = &mut scales.as_flattened_mut()[..steps];
+        cpu.level.run(Widen { row, cols, first: 0, wide: &mut wide[..], scales });
+        y.copy_from_slice(&wide.as_flattened()[..cols]);
+    }
+    Ok(())
+}

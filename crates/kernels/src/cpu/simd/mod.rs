@@ -1,0 +1,222 @@
+//! Eight f32 lanes, on whatever the processor has.
+//!
+//! Kernels are written once, over [`Simd`], and compiled for each implementation. Which one runs is
+//! decided when the device is opened and never changes, so neither do the results.
+//!
+//! The only `unsafe` code of the CPU device is here: intrinsics, and the call that enters code
+//! compiled for them. Both rest on one fact: a value of [`Avx2`] exists only where the processor was
+//! asked and said yes.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+pub(crate) use portable::Portable;
+
+/// Eight numbers in memory.
+pub(crate) type Eight = [f32; 8];
+
+/// A kernel: code over any [`Simd`]. `run` must be `#[inline(always)]`, and so must everything it calls
+/// that handles vectors, so that all of it is compiled for the instructions it is entered with.
+pub(crate) trait Job {
+    type Out;
+    fn run<S: Simd>(self, simd: S) -> Self::Out;
+}
+
+/// An instruction set, as a token whose existence proves that the processor has it.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// Eight f32.
+    type V: Copy;
+
+    /// Runs a kernel with this instruction set switched on.
+    fn enter<J: Job>(self, job: J) -> J::Out;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn load(self, from: &Eight) -> Self::V;
+    fn store(self, v: Self::V, to: &mut Eight);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b + c`, rounded once or twice, but always the same way.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a` where `a > b`, else `b`: a NaN in `a` is passed over.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `bound` where `v > bound`, else `v`: NaN stays NaN.
+    fn at_most(self, v: Self::V, bound: f32) -> Self::V;
+    /// `bound` where `v < bound`, else `v`: NaN stays NaN.
+    fn at_least(self, v: Self::V, bound: f32) -> Self::V;
+    /// Bits of each lane shifted left by 23: an integer becomes an exponent.
+    fn exponent(self, v: Self::V) -> Self::V;
+    /// The sum of the lanes of each vector, as `((0+1) + (2+3)) + ((4+5) + (6+7))`.
+    fn sum4(self, v: [Self::V; 4]) -> [f32; 4];
+
+    /// Little-endian f32, at any address.
+    fn from_f32(self, from: &[u8; 32]) -> Self::V;
+    /// Little-endian binary16.
+    fn from_f16(self, from: &[u8; 16]) -> Self::V;
+    /// Little-endian bfloat16.
+    fn from_bf16(self, from: &[u8; 16]) -> Self::V;
+    /// Signed bytes.
+    fn from_i8(self, from: &[u8; 8]) -> Self::V;
+    /// The low four bits of each byte, and the high four bits, as 0 to 15.
+    fn from_nibbles(self, from: &[u8; 8]) -> (Self::V, Self::V);
+    /// Asks for the cache line that holds the byte at `at`, should there be one.
+    fn prefetch(self, bytes: &[u8], at: usize);
+
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+
+    /// The sum of the lanes, in the order of [`sum4`](Simd::sum4).
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        let mut lanes = [0.0; 8];
+        self.store(v, &mut lanes);
+        let [a, b, c, d, e, f, g, h] = lanes;
+        ((a + b) + (c + d)) + ((e + f) + (g + h))
+    }
+
+    /// eˣ within 2 units in the last place; 0 and infinity beyond the range of f32; NaN for NaN.
+    ///
+    /// `x = n·ln 2 + r` with `|r| ≤ ln 2 / 2`; eʳ is its Taylor polynomial of degree 7, whose remainder
+    /// is below 6e-9; 2ⁿ is multiplied in two halves, so that neither leaves the range on the way.
+    #[inline(always)]
+    fn exp(self, x: Self::V) -> Self::V {
+        // Nine bits of ln 2, so that n·HIGH is exact without a fused multiply, and the rest.
+        const HIGH: f32 = 0.693_359_375;
+        const LOW: f32 = -2.121_944_4e-4;
+        // Adding this leaves the nearest integer in the low bits of the sum.
+        const ROUND: f32 = 12_582_912.0;
+        let round = self.splat(ROUND);
+        let x = self.at_least(self.at_most(x, 89.0), -104.5);
+        let n = self.mul(x, self.splat(std::f32::consts::LOG2_E));
+        let n = self.sub(self.add(n, round), round);
+        let r = self.mul_add(n, self.splat(-HIGH), x);
+        let r = self.mul_add(n, self.splat(-LOW), r);
+
+        let mut p = self.splat(1.0 / 5040.0);
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5] {
+            p = self.mul_add(p, r, self.splat(c));
+        }
+        let p = self.mul_add(self.mul(r, r), p, r);
+        let p = self.add(p, self.splat(1.0));
+
+        let half = self.sub(self.add(self.mul(n, self.splat(0.5)), round), round);
+        let bias = self.splat(ROUND + 127.0);
+        let first = self.exponent(self.add(half, bias));
+        let second = self.exponent(self.add(self.sub(n, half), bias));
+        self.mul(self.mul(p, first), second)
+    }
+}
+
+/// The instruction set that a device uses.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Level {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+}
+
+impl Level {
+    /// The best that this processor has.
+    pub(crate) fn detect() -> Level {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = Avx2::detect() {
+            return Level::Avx2(avx2);
+        }
+        Level::Portable(Portable)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Level::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "avx2",
+        }
+    }
+
+    pub(crate) fn run<J: Job>(self, job: J) -> J::Out {
+        match self {
+            Level::Portable(simd) => simd.enter(job),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(simd) => simd.enter(job),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Exp(Eight);
+
+    impl Job for Exp {
+        type Out = Eight;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Eight {
+            let mut out = [0.0; 8];
+            simd.store(simd.exp(simd.load(&self.0)), &mut out);
+            out
+        }
+    }
+
+    /// Distance from the true value, in units in the last place of the true value.
+    fn ulps(found: f32, x: f32) -> f64 {
+        let truth = f64::from(x).exp();
+        let ulp = 2f64.powi((truth.log2().floor() as i32).max(-126) - 23);
+        ((f64::from(found) - truth) / ulp).abs()
+    }
+
+    #[test]
+    fn exp_is_within_two_ulps() {
+        for level in [Level::Portable(Portable), Level::detect()] {
+            let mut worst = (0.0, 0.0);
+            let mut x = -104.0f32;
+            while x < 88.7 {
+                let lanes = std::array::from_fn(|i| x + i as f32 * 1e-4);
+                for (found, x) in level.run(Exp(lanes)).into_iter().zip(lanes) {
+                    if x < 88.72 && ulps(found, x) > worst.0 {
+                        worst = (ulps(found, x), x);
+                    }
+                }
+                x += 8e-4;
+            }
+            assert!(worst.0 <= 2.0, "{}: {} ulps at {}", level.name(), worst.0, worst.1);
+        }
+    }
+
+    #[test]
+    fn exp_of_the_extremes() {
+        let inf = f32::INFINITY;
+        for level in [Level::Portable(Portable), Level::detect()] {
+            let found = level.run(Exp([f32::NAN, inf, -inf, 0.0, -0.0, 89.0, -200.0, 1e30]));
+            assert!(found[0].is_nan());
+            assert_eq!(found[1..], [inf, 0.0, 1.0, 1.0, inf, 0.0, inf]);
+        }
+    }
+
+    struct Sums([Eight; 4]);
+
+    impl Job for Sums {
+        type Out = ([f32; 4], [f32; 4]);
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Out {
+            let v = self.0.map(|lanes| simd.load(&lanes));
+            (simd.sum4(v), v.map(|v| simd.sum(v)))
+        }
+    }
+
+    #[test]
+    fn sums_agree_bit_for_bit() {
+        let lanes = |seed: usize| std::array::from_fn(|i| ((seed * 8 + i) as f32 * 1.7).sin() * 1e3);
+        let four = std::array::from_fn(lanes);
+        for level in [Level::Portable(Portable), Level::detect()] {
+            let (four_at_once, one_by_one) = level.run(Sums(four));
+            assert_eq!(four_at_once, one_by_one);
+        }
+    }
+}

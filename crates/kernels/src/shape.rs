@@ -1,0 +1,217 @@
+//! Size checks and declared work of every verb, the same for all devices.
+//!
+//! Sizes are multiplied saturating: a product that does not fit cannot be satisfied by any buffer, so
+//! it is refused like every other size that is too large.
+
+use crate::{Attend, Columns, Error, Matrix, Result, Rope, Work};
+use airllm_format::NumFormat;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Sums of declared work, counted by several threads.
+#[derive(Debug, Default)]
+pub(crate) struct Counter {
+    bytes: AtomicU64,
+    flops: AtomicU64,
+    calls: AtomicU64,
+}
+
+impl Counter {
+    pub(crate) fn count(&self, work: Work) {
+        self.bytes.fetch_add(work.bytes, Relaxed);
+        self.flops.fetch_add(work.flops, Relaxed);
+        self.calls.fetch_add(work.calls, Relaxed);
+    }
+
+    pub(crate) fn total(&self) -> Work {
+        Work {
+            bytes: self.bytes.load(Relaxed),
+            flops: self.flops.load(Relaxed),
+            calls: self.calls.load(Relaxed),
+        }
+    }
+}
+
+/// Refuses an operand of fewer than `expected` bytes.
+pub(crate) fn need(
+    verb: &'static str,
+    operand: &'static str,
+    expected: usize,
+    found: usize,
+) -> Result<()> {
+    if found >= expected {
+        return Ok(());
+    }
+    Err(Error::Shape { verb, operand, expected, found })
+}
+
+/// Refuses a byte range that does not lie within `found` bytes.
+pub(crate) fn range(verb: &'static str, range: &Range<usize>, found: usize) -> Result<()> {
+    if range.start > range.end {
+        return Err(Error::Argument {
+            verb,
+            what: format!("the range {}..{} ends before it starts", range.start, range.end),
+        });
+    }
+    need(verb, "buffer", range.end, found)
+}
+
+pub(crate) fn decode(rows: &Matrix<usize>, y: usize) -> Result<Work> {
+    const VERB: &str = "decode";
+    need(VERB, "rows", matrix_bytes(rows), rows.data)?;
+    need(VERB, "y", f32s(&[rows.rows, rows.cols]), y)?;
+    let out = f32s(&[rows.rows, rows.cols]);
+    Ok(work(&[matrix_bytes(rows), out], &[rows.rows, rows.cols]))
+}
+
+pub(crate) fn matmul(
+    w: &Matrix<usize>,
+    x: usize,
+    n: usize,
+    y: usize,
+    out: Columns,
+) -> Result<Work> {
+    const VERB: &str = "matmul";
+    need(VERB, "w", matrix_bytes(w), w.data)?;
+    need(VERB, "x", f32s(&[n, w.cols]), x)?;
+    if out.first.saturating_add(w.rows) > out.stride {
+        return Err(Error::Argument {
+            verb: VERB,
+            what: format!(
+                "{} rows from column {} on do not fit into output rows of {}",
+                w.rows, out.first, out.stride
+            ),
+        });
+    }
+    need(VERB, "y", f32s(&[n, out.stride]), y)?;
+    let moved = [matrix_bytes(w), f32s(&[n, w.cols]), f32s(&[n, w.rows])];
+    Ok(work(&moved, &[2, n, w.rows, w.cols]))
+}
+
+pub(crate) fn rms_norm(x: usize, weight: usize, n: usize, dim: usize, y: usize) -> Result<Work> {
+    const VERB: &str = "rms_norm";
+    need(VERB, "x", f32s(&[n, dim]), x)?;
+    need(VERB, "weight", f32s(&[dim]), weight)?;
+    need(VERB, "y", f32s(&[n, dim]), y)?;
+    Ok(work(&[f32s(&[2, n, dim]), f32s(&[dim])], &[4, n, dim]))
+}
+
+pub(crate) fn add_bias(y: usize, bias: usize, n: usize, dim: usize) -> Result<Work> {
+    const VERB: &str = "add_bias";
+    need(VERB, "y", f32s(&[n, dim]), y)?;
+    need(VERB, "bias", f32s(&[dim]), bias)?;
+    Ok(work(&[f32s(&[2, n, dim]), f32s(&[dim])], &[n, dim]))
+}
+
+pub(crate) fn add(y: usize, x: usize, len: usize) -> Result<Work> {
+    const VERB: &str = "add";
+    need(VERB, "y", f32s(&[len]), y)?;
+    need(VERB, "x", f32s(&[len]), x)?;
+    Ok(work(&[f32s(&[3, len])], &[len]))
+}
+
+pub(crate) fn silu_mul(gate: usize, up: usize, len: usize) -> Result<Work> {
+    const VERB: &str = "silu_mul";
+    need(VERB, "gate", f32s(&[len]), gate)?;
+    need(VERB, "up", f32s(&[len]), up)?;
+    Ok(work(&[f32s(&[3, len])], &[5, len]))
+}
+
+pub(crate) fn rope(x: usize, table: usize, shape: &Rope) -> Result<Work> {
+    const VERB: &str = "rope";
+    if shape.rotary % 2 != 0 || shape.rotary > shape.head_dim {
+        return Err(Error::Argument {
+            verb: VERB,
+            what: format!(
+                "rotary is {}; it must be even and at most the head's {} numbers",
+                shape.rotary, shape.head_dim
+            ),
+        });
+    }
+    need(VERB, "x", f32s(&[shape.n, shape.heads, shape.head_dim]), x)?;
+    need(VERB, "table", f32s(&[shape.n, shape.rotary]), table)?;
+    let turned = [shape.n, shape.heads, shape.rotary];
+    let moved = [f32s(&turned), f32s(&turned), f32s(&[shape.n, shape.rotary])];
+    Ok(work(&moved, &[3, shape.n, shape.heads, shape.rotary]))
+}
+
+pub(crate) fn store(
+    x: usize,
+    first: usize,
+    n: usize,
+    dim: usize,
+    cache: usize,
+    at: usize,
+) -> Result<Work> {
+    const VERB: &str = "store";
+    need(VERB, "x", f32s(&[first.saturating_add(n), dim]), x)?;
+    need(VERB, "cache", f32s(&[at.saturating_add(n), dim]), cache)?;
+    Ok(work(&[f32s(&[2, n, dim])], &[0]))
+}
+
+pub(crate) fn attend(q: usize, k: usize, v: usize, out: usize, shape: &Attend) -> Result<Work> {
+    const VERB: &str = "attend";
+    let Attend { first, n, start, heads, kv_heads, head_dim, .. } = *shape;
+    if kv_heads == 0 || heads % kv_heads != 0 {
+        return Err(Error::Argument {
+            verb: VERB,
+            what: format!("{kv_heads} key/value heads do not divide {heads} query heads"),
+        });
+    }
+    let rows = [first.saturating_add(n), heads, head_dim];
+    let cached = [start.saturating_add(n), kv_heads, head_dim];
+    need(VERB, "q", f32s(&rows), q)?;
+    need(VERB, "k", f32s(&cached), k)?;
+    need(VERB, "v", f32s(&cached), v)?;
+    need(VERB, "out", f32s(&rows), out)?;
+    if n == 0 {
+        return Ok(work(&[], &[0]));
+    }
+    let seen = (n as u64).saturating_mul(start as u64).saturating_add(triangle(n as u64));
+    let mut work = work(&[f32s(&[2, n, heads, head_dim]), f32s(&cached), f32s(&cached)], &[0]);
+    work.flops = seen.saturating_mul((heads as u64).saturating_mul(4 * (head_dim as u64) + 5));
+    Ok(work)
+}
+
+pub(crate) fn gather(x: usize, rows: &[u32], dim: usize, y: usize) -> Result<Work> {
+    const VERB: &str = "gather";
+    let last = rows.iter().max().map_or(0, |&row| row as usize + 1);
+    need(VERB, "x", f32s(&[last, dim]), x)?;
+    need(VERB, "y", f32s(&[rows.len(), dim]), y)?;
+    Ok(work(&[f32s(&[2, rows.len(), dim])], &[0]))
+}
+
+/// A matrix of which only the size in bytes is known.
+pub(crate) fn sized<V>(m: &Matrix<V>, bytes: usize) -> Matrix<usize> {
+    Matrix { data: bytes, format: m.format, rows: m.rows, cols: m.cols }
+}
+
+/// Bytes of all rows, at most `usize::MAX`.
+fn matrix_bytes<V>(m: &Matrix<V>) -> usize {
+    m.rows.saturating_mul(row_bytes(m.format, m.cols))
+}
+
+fn row_bytes(format: NumFormat, cols: usize) -> usize {
+    // Beyond this the format's own arithmetic could wrap.
+    if cols > usize::MAX / 64 { usize::MAX } else { format.row_bytes(cols) }
+}
+
+/// Bytes of an f32 array of these dimensions, at most `usize::MAX`. A dimension of 0 makes it empty.
+fn f32s(dims: &[usize]) -> usize {
+    if dims.contains(&0) {
+        return 0;
+    }
+    dims.iter().fold(4usize, |bytes, &d| bytes.saturating_mul(d))
+}
+
+fn triangle(n: u64) -> u64 {
+    n.saturating_mul(n.saturating_add(1)) / 2
+}
+
+fn work(moved: &[usize], flops: &[usize]) -> Work {
+    Work {
+        bytes: moved.iter().fold(0u64, |sum, &b| sum.saturating_add(b as u64)),
+        flops: flops.iter().fold(1u64, |product, &f| product.saturating_mul(f as u64)),
+        calls: 1,
+    }
+}
