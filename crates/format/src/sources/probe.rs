@@ -162,11 +162,12 @@ fn time(
                 })
             })
             .collect();
-        // A thread can only end by itself or by a panic, and nothing in it panics; `Ok` is what a
-        // missing answer would mean for the others.
         threads
             .into_iter()
-            .try_for_each(|t| t.join().unwrap_or(Ok(())))
+            .try_for_each(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
     })?;
     rate.time += start.elapsed();
     rate.bytes += BLOCK * blocks.len() as u64;
