@@ -53,9 +53,7 @@ pub const LLAMA: Arch = {
         ],
         head: &[
             vector(FinalNorm, "model.norm.weight", Hidden),
-            matrix(Head, "lm_head.weight", Vocab, Hidden)
-                .floor(NumFormat::Q8)
-                .when(Untied),
+            matrix(Head, "lm_head.weight", Vocab, Hidden).floor(NumFormat::Q8).when(Untied),
         ],
     }
 };
@@ -128,25 +126,13 @@ impl Decl {
 
 /// A matrix that is always there and may be stored in as few as four bits.
 pub const fn matrix(role: Role, hf: &'static str, rows: Dim, cols: Dim) -> Decl {
-    Decl {
-        role,
-        hf,
-        shape: Shape::Matrix(rows, cols),
-        when: When::Always,
-        floor: NumFormat::Q4,
-    }
+    Decl { role, hf, shape: Shape::Matrix(rows, cols), when: When::Always, floor: NumFormat::Q4 }
 }
 
 /// A vector that is always there. Norms and biases are small and everything passes through them, so
 /// they are kept in f32.
 pub const fn vector(role: Role, hf: &'static str, dim: Dim) -> Decl {
-    Decl {
-        role,
-        hf,
-        shape: Shape::Vector(dim),
-        when: When::Always,
-        floor: NumFormat::F32,
-    }
+    Decl { role, hf, shape: Shape::Vector(dim), when: When::Always, floor: NumFormat::F32 }
 }
 
 /// Shape of a tensor, by the names of its dimensions.

@@ -43,16 +43,8 @@ pub fn bind(config: &Config, catalog: &Catalog) -> Result<Binding> {
                 return Err(mismatch(&unit.name, &decl.name, expected, "nothing"));
             };
             check(&unit.name, decl, tensor)?;
-            let &Tensor {
-                format, rows, cols, ..
-            } = tensor;
-            bound.push(Bound {
-                role: decl.role,
-                id,
-                format,
-                rows,
-                cols,
-            });
+            let &Tensor { format, rows, cols, .. } = tensor;
+            bound.push(Bound { role: decl.role, id, format, rows, cols });
         }
         units.push(bound);
     }
@@ -77,10 +69,7 @@ impl Binding {
     }
 
     fn get(&self, unit: usize, role: Role) -> Option<&Bound> {
-        self.units
-            .get(unit)?
-            .iter()
-            .find(|bound| bound.role == role)
+        self.units.get(unit)?.iter().find(|bound| bound.role == role)
     }
 }
 
@@ -91,12 +80,7 @@ fn check(unit: &str, decl: &TensorDecl, tensor: &Tensor) -> Result<()> {
         return Err(mismatch(unit, &decl.name, shape(rows, cols), found));
     }
     if decl.is_vector() && tensor.format != NumFormat::F32 {
-        return Err(mismatch(
-            unit,
-            &decl.name,
-            "a vector of f32",
-            tensor.format.name(),
-        ));
+        return Err(mismatch(unit, &decl.name, "a vector of f32", tensor.format.name()));
     }
     // `NumFormat` is ordered from the widest to the narrowest.
     if tensor.format > decl.floor {
@@ -111,10 +95,7 @@ fn check_pass(config: &Config, catalog: &Catalog) -> Result<()> {
     for place in 0..declared.len().max(catalog.pass.len()) {
         let found = catalog.pass.get(place).map(|&id| match catalog.get(id) {
             Some(tensor) => format!("{}/{}", catalog.units[id.unit].name, tensor.name),
-            None => format!(
-                "tensor {} of unit {}, which does not exist",
-                id.tensor, id.unit
-            ),
+            None => format!("tensor {} of unit {}, which does not exist", id.tensor, id.unit),
         });
         let found = found.unwrap_or_else(|| "the end".into());
         let (unit, tensor, expected) = match declared.get(place) {
@@ -130,19 +111,10 @@ fn check_pass(config: &Config, catalog: &Catalog) -> Result<()> {
 }
 
 fn shape(rows: usize, cols: usize) -> String {
-    if rows == 1 {
-        format!("[{cols}]")
-    } else {
-        format!("[{rows}, {cols}]")
-    }
+    if rows == 1 { format!("[{cols}]") } else { format!("[{rows}, {cols}]") }
 }
 
-fn mismatch(
-    unit: &str,
-    tensor: &str,
-    expected: impl Into<String>,
-    found: impl Into<String>,
-) -> Error {
+fn mismatch(unit: &str, tensor: &str, expected: impl Into<String>, found: impl Into<String>) -> Error {
     Error::Binding {
         unit: unit.into(),
         tensor: tensor.into(),

@@ -123,17 +123,14 @@ impl Config {
 
         let hidden = fields.needed_size("hidden_size", MOST_HIDDEN)?;
         let heads = fields.needed_size("num_attention_heads", MOST_HEADS)?;
-        let kv_heads = fields
-            .size("num_key_value_heads", MOST_HEADS)?
-            .unwrap_or(heads);
+        let kv_heads = fields.size("num_key_value_heads", MOST_HEADS)?.unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {
             let expected = format!("a divisor of num_attention_heads, which is {heads}");
             return Err(fields.refuse("num_key_value_heads", expected));
         }
         let head_dim = head_dim(&fields, hidden, heads)?;
-        let max_positions = fields
-            .size("max_position_embeddings", MOST_POSITIONS)?
-            .unwrap_or(arch.defaults.max_positions);
+        let max_positions =
+            fields.size("max_position_embeddings", MOST_POSITIONS)?.unwrap_or(arch.defaults.max_positions);
 
         Ok(Self {
             arch,
@@ -145,15 +142,11 @@ impl Config {
             head_dim,
             vocab: fields.needed_size("vocab_size", MOST_VOCAB)?,
             max_positions,
-            norm_eps: fields
-                .number("rms_norm_eps", MIN_EPS, 1.0)?
-                .unwrap_or(arch.defaults.norm_eps) as f32,
+            norm_eps: fields.number("rms_norm_eps", MIN_EPS, 1.0)?.unwrap_or(arch.defaults.norm_eps) as f32,
             rotary: scaling::rotary(&fields, arch, head_dim, max_positions)?,
             attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
             mlp_bias: fields.flag("mlp_bias")?.unwrap_or(false),
-            tied: fields
-                .flag("tie_word_embeddings")?
-                .unwrap_or(arch.defaults.tied),
+            tied: fields.flag("tie_word_embeddings")?.unwrap_or(arch.defaults.tied),
             eos: eos(&fields, arch)?,
             dtype: dtype(&fields)?,
         })
@@ -198,16 +191,10 @@ impl Config {
         let mut pass: Vec<_> = units
             .iter()
             .skip(1)
-            .flat_map(|unit| {
-                unit.tensors
-                    .iter()
-                    .map(|t| (unit.name.clone(), t.name.clone()))
-            })
+            .flat_map(|unit| unit.tensors.iter().map(|t| (unit.name.clone(), t.name.clone())))
             .collect();
         if self.tied {
-            let embed = units
-                .first()
-                .map(|u| (u.name.clone(), Role::Embed.name().into()));
+            let embed = units.first().map(|u| (u.name.clone(), Role::Embed.name().into()));
             pass.extend(embed);
         }
         pass
@@ -233,14 +220,9 @@ const MIN_EPS: f64 = f32::MIN_POSITIVE as f64;
 fn architecture(fields: &Fields<'_>) -> Result<&'static Arch> {
     let mut named = Vec::new();
     if let Some(value) = fields.get("architectures") {
-        let list = value
-            .as_array()
-            .ok_or_else(|| fields.refuse("architectures", "a list"))?;
+        let list = value.as_array().ok_or_else(|| fields.refuse("architectures", "a list"))?;
         for name in list {
-            named.push(
-                name.as_str()
-                    .ok_or_else(|| fields.refuse("architectures", "names"))?,
-            );
+            named.push(name.as_str().ok_or_else(|| fields.refuse("architectures", "names"))?);
         }
     }
     let (found, arch) = if named.is_empty() {
@@ -250,19 +232,12 @@ fn architecture(fields: &Fields<'_>) -> Result<&'static Arch> {
         let arch = ALL.iter().find(|arch| arch.model_type == model_type);
         (format!("of model_type \"{model_type}\""), arch)
     } else {
-        let arch = ALL
-            .iter()
-            .find(|arch| named.iter().any(|name| arch.hf.contains(name)));
+        let arch = ALL.iter().find(|arch| named.iter().any(|name| arch.hf.contains(name)));
         (named.join(", "), arch)
     };
     arch.copied().ok_or_else(|| Error::Architecture {
         found: found.chars().take(200).collect(),
-        known: ALL
-            .iter()
-            .flat_map(|arch| arch.hf)
-            .copied()
-            .collect::<Vec<_>>()
-            .join(", "),
+        known: ALL.iter().flat_map(|arch| arch.hf).copied().collect::<Vec<_>>().join(", "),
     })
 }
 
@@ -278,22 +253,19 @@ fn head_dim(fields: &Fields<'_>, hidden: usize, heads: usize) -> Result<usize> {
         Some(head_dim) => (head_dim, "head_dim"),
         None if hidden.is_multiple_of(heads) => (hidden / heads, "hidden_size"),
         None => {
-            let expected = format!(
-                "a multiple of num_attention_heads, which is {heads}, as there is no head_dim"
-            );
+            let expected =
+                format!("a multiple of num_attention_heads, which is {heads}, as there is no head_dim");
             return Err(fields.refuse("hidden_size", expected));
         }
     };
     if !head_dim.is_multiple_of(2) {
-        let expected = format!(
-            "an even number of numbers in each of {heads} heads, as rotary embedding turns pairs"
-        );
+        let expected =
+            format!("an even number of numbers in each of {heads} heads, as rotary embedding turns pairs");
         return Err(fields.refuse(field, expected));
     }
     if heads * head_dim > MOST_WIDTH {
-        let expected = format!(
-            "at most {MOST_WIDTH} numbers in all heads together, not {heads} heads of {head_dim}"
-        );
+        let expected =
+            format!("at most {MOST_WIDTH} numbers in all heads together, not {heads} heads of {head_dim}");
         return Err(fields.refuse(field, expected));
     }
     Ok(head_dim)
@@ -313,12 +285,10 @@ fn dtype(fields: &Fields<'_>) -> Result<Option<NumFormat>> {
         Some(name) => Some(name),
         None => fields.text("torch_dtype")?,
     };
-    Ok(
-        name.and_then(|name| match name.strip_prefix("torch.").unwrap_or(name) {
-            "float32" | "float" => Some(NumFormat::F32),
-            "float16" | "half" => Some(NumFormat::F16),
-            "bfloat16" => Some(NumFormat::Bf16),
-            _ => None,
-        }),
-    )
+    Ok(name.and_then(|name| match name.strip_prefix("torch.").unwrap_or(name) {
+        "float32" | "float" => Some(NumFormat::F32),
+        "float16" | "half" => Some(NumFormat::F16),
+        "bfloat16" => Some(NumFormat::Bf16),
+        _ => None,
+    }))
 }

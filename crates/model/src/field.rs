@@ -46,8 +46,7 @@ impl<'a> Fields<'a> {
 
     /// As [`size`](Self::size), for a field that must be there.
     pub fn needed_size(&self, name: &str, most: usize) -> Result<usize> {
-        self.size(name, most)?
-            .ok_or_else(|| self.refuse(name, format!("a whole number from 1 to {most}")))
+        self.size(name, most)?.ok_or_else(|| self.refuse(name, format!("a whole number from 1 to {most}")))
     }
 
     /// A number above `above` and up to `most`, `None` where absent.
@@ -59,13 +58,13 @@ impl<'a> Fields<'a> {
             .as_f64()
             .filter(|&n| n.is_finite() && n > above && n <= most)
             .map(Some)
-            .ok_or_else(|| self.refuse(name, format!("a number above {above} and up to {most}")))
+            .ok_or_else(|| self.refuse(name, format!("a number above {above:?} and up to {most:?}")))
     }
 
     /// As [`number`](Self::number), for a field that must be there.
     pub fn needed_number(&self, name: &str, above: f64, most: f64) -> Result<f64> {
         self.number(name, above, most)?
-            .ok_or_else(|| self.refuse(name, format!("a number above {above} and up to {most}")))
+            .ok_or_else(|| self.refuse(name, format!("a number above {above:?} and up to {most:?}")))
     }
 
     /// As [`number`](Self::number) above nothing, where zero means the same as absent: some writers
@@ -82,10 +81,7 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        value
-            .as_bool()
-            .map(Some)
-            .ok_or_else(|| self.refuse(name, "true or false"))
+        value.as_bool().map(Some).ok_or_else(|| self.refuse(name, "true or false"))
     }
 
     /// Text, `None` where absent.
@@ -93,10 +89,7 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        value
-            .as_str()
-            .map(Some)
-            .ok_or_else(|| self.refuse(name, "text"))
+        value.as_str().map(Some).ok_or_else(|| self.refuse(name, "text"))
     }
 
     /// One token id or a list of them, `None` where absent.
@@ -109,8 +102,7 @@ impl<'a> Fields<'a> {
             Value::Array(list) => list.iter().map(one).collect(),
             value => one(value).map(|id| vec![id]),
         };
-        ids.map(Some)
-            .ok_or_else(|| self.refuse(name, "a token id or a list of token ids"))
+        ids.map(Some).ok_or_else(|| self.refuse(name, "a token id or a list of token ids"))
     }
 
     /// An object, `None` where absent.
@@ -118,20 +110,13 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
-        value
-            .as_object()
-            .map(Some)
-            .ok_or_else(|| self.refuse(name, "an object"))
+        value.as_object().map(Some).ok_or_else(|| self.refuse(name, "an object"))
     }
 }
 
 /// An error about the field `field`, whose value is `found`.
 pub(crate) fn refuse(field: &str, expected: impl Into<String>, found: Option<&Value>) -> Error {
-    Error::Config {
-        field: field.into(),
-        expected: expected.into(),
-        found: show(found),
-    }
+    Error::Config { field: field.into(), expected: expected.into(), found: show(found) }
 }
 
 /// A non-negative whole number; `4096.0` counts, as some writers put it so.

@@ -55,24 +55,12 @@ pub type Observer<'a> = dyn FnMut(usize, &[f32]) + 'a;
 impl<D: Ops> Model<D> {
     /// A model that runs up to `max_tokens` tokens a pass. Takes
     /// [`activation_bytes`](crate::activation_bytes) of the device at once.
-    pub fn new(
-        device: Arc<D>,
-        config: Config,
-        binding: Binding,
-        max_tokens: usize,
-    ) -> Result<Self> {
+    pub fn new(device: Arc<D>, config: Config, binding: Binding, max_tokens: usize) -> Result<Self> {
         if max_tokens == 0 {
             return Err(Error::Input("a pass cannot be of 0 tokens".into()));
         }
         let scratch = Scratch::new(&*device, &config, max_tokens)?;
-        Ok(Self {
-            config,
-            binding,
-            device,
-            max_tokens,
-            scratch,
-            host: Vec::new(),
-        })
+        Ok(Self { config, binding, device, max_tokens, scratch, host: Vec::new() })
     }
 
     /// Its configuration.
@@ -139,12 +127,7 @@ impl<D: Ops> Model<D> {
                 return Err(Error::Input(format!("span {index} has no tokens")));
             }
             if span.ids.len() > capacity - len {
-                return Err(Error::Cache {
-                    span: index,
-                    capacity,
-                    len,
-                    more: span.ids.len(),
-                });
+                return Err(Error::Cache { span: index, capacity, len, more: span.ids.len() });
             }
             if span.seq.layers.len() != self.config.layers {
                 return Err(Error::Input(format!(
@@ -184,11 +167,7 @@ struct Pass<'a, 'o, D: Ops> {
 }
 
 impl<D: Ops> Pass<'_, '_, D> {
-    fn run(
-        &mut self,
-        spans: &mut [Span<'_, D>],
-        scratch: &mut Scratch<D>,
-    ) -> Result<Vec<Vec<f32>>> {
+    fn run(&mut self, spans: &mut [Span<'_, D>], scratch: &mut Scratch<D>) -> Result<Vec<Vec<f32>>> {
         self.table(spans, scratch)?;
         self.embed(spans, scratch)?;
         self.observe(0, &scratch.x)?;
@@ -209,8 +188,7 @@ impl<D: Ops> Pass<'_, '_, D> {
                 table.push(position, span.rope_len.max(position + 1), self.host);
             }
         }
-        self.device
-            .write(&mut s.table, 0, bytemuck::cast_slice(self.host))?;
+        self.device.write(&mut s.table, 0, bytemuck::cast_slice(self.host))?;
         Ok(())
     }
 
@@ -223,12 +201,7 @@ impl<D: Ops> Pass<'_, '_, D> {
         })
     }
 
-    fn attention(
-        &mut self,
-        layer: usize,
-        spans: &mut [Span<'_, D>],
-        s: &mut Scratch<D>,
-    ) -> Result<()> {
+    fn attention(&mut self, layer: usize, spans: &mut [Span<'_, D>], s: &mut Scratch<D>) -> Result<()> {
         let (device, c) = (self.device, self.config);
         self.norm(layer, Role::AttnNorm, &s.x, &mut s.h)?;
         self.linear(layer, Role::Q, Role::QBias, &s.h, &mut s.a)?;
@@ -326,17 +299,8 @@ impl<D: Ops> Pass<'_, '_, D> {
                     device.gather(&s.x, &picked, hidden, &mut s.h)?;
                     &s.h
                 };
-                let out = Columns {
-                    stride: count,
-                    first: 0,
-                };
-                device.matmul(
-                    head.matrix(stripe.data, count),
-                    x,
-                    places.len(),
-                    &mut s.logits,
-                    out,
-                )?;
+                let out = Columns { stride: count, first: 0 };
+                device.matmul(head.matrix(stripe.data, count), x, places.len(), &mut s.logits, out)?;
                 host.resize(places.len() * count, 0.0);
                 device.read(&s.logits, 0, bytemuck::cast_slice_mut(host))?;
                 for (row, &(span, at)) in host.chunks_exact(count).zip(places) {
@@ -350,21 +314,11 @@ impl<D: Ops> Pass<'_, '_, D> {
     }
 
     /// `y = x · Wᵀ + bias`, stripe by stripe as the matrix flows past.
-    fn linear(
-        &mut self,
-        layer: usize,
-        role: Role,
-        bias: Role,
-        x: &D::Buf,
-        y: &mut D::Buf,
-    ) -> Result<()> {
+    fn linear(&mut self, layer: usize, role: Role, bias: Role, x: &D::Buf, y: &mut D::Buf) -> Result<()> {
         let (device, n) = (self.device, self.tokens);
         let w = need(self.binding.layer(layer, role), role)?;
         self.weights.rows(w.id, |stripe| -> Result<()> {
-            let out = Columns {
-                stride: w.rows,
-                first: stripe.first,
-            };
+            let out = Columns { stride: w.rows, first: stripe.first };
             Ok(device.matmul(w.matrix(stripe.data, stripe.count), x, n, y, out)?)
         })?;
         if let Some(bias) = self.binding.layer(layer, bias) {
@@ -390,8 +344,7 @@ impl<D: Ops> Pass<'_, '_, D> {
     fn observe(&mut self, number: usize, x: &D::Buf) -> Result<()> {
         if let Some(observer) = &mut self.observer {
             self.host.resize(self.tokens * self.config.hidden, 0.0);
-            self.device
-                .read(x, 0, bytemuck::cast_slice_mut(self.host))?;
+            self.device.read(x, 0, bytemuck::cast_slice_mut(self.host))?;
             observer(number, self.host);
         }
         Ok(())
@@ -401,12 +354,7 @@ impl<D: Ops> Pass<'_, '_, D> {
 impl Bound {
     /// `rows` packed rows of it, for a verb.
     fn matrix<V>(&self, data: V, rows: usize) -> Matrix<V> {
-        Matrix {
-            data,
-            format: self.format,
-            rows,
-            cols: self.cols,
-        }
+        Matrix { data, format: self.format, rows, cols: self.cols }
     }
 }
 

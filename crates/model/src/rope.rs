@@ -78,14 +78,7 @@ impl Rotary {
                 let base = self.grown_base(factor, limit, len);
                 self.powers(base).into_iter().map(|p| 1.0 / p).collect()
             }
-            Scaling::Yarn {
-                factor,
-                original,
-                beta_fast,
-                beta_slow,
-                truncate,
-                ..
-            } => {
+            Scaling::Yarn { factor, original, beta_fast, beta_slow, truncate, .. } => {
                 let kept = self.kept_share(original, beta_fast, beta_slow, truncate);
                 let powers = self.powers(self.theta as f32);
                 powers
@@ -94,23 +87,16 @@ impl Rotary {
                     .map(|(p, kept)| 1.0 / (factor as f32 * p) * (1.0 - kept) + 1.0 / p * kept)
                     .collect()
             }
-            Scaling::Llama3 {
-                factor,
-                low_freq,
-                high_freq,
-                original,
-            } => plain()
-                .map(|f| llama3(f, factor as f32, low_freq, high_freq, original as f64))
-                .collect(),
+            Scaling::Llama3 { factor, low_freq, high_freq, original } => {
+                plain().map(|f| llama3(f, factor as f32, low_freq, high_freq, original as f64)).collect()
+            }
         }
     }
 
     /// What cosines and sines are multiplied by.
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {
-            Scaling::Yarn {
-                attention_factor, ..
-            } => attention_factor as f32,
+            Scaling::Yarn { attention_factor, .. } => attention_factor as f32,
             _ => 1.0,
         }
     }
@@ -125,9 +111,7 @@ impl Rotary {
     /// The power is taken in f64 and rounded once, so that it does not depend on a platform's `powf`.
     fn powers(&self, theta: f32) -> Vec<f32> {
         let exponent = |i: usize| (2 * i) as f32 / self.dim as f32;
-        (0..self.dim / 2)
-            .map(|i| f64::from(theta).powf(f64::from(exponent(i))) as f32)
-            .collect()
+        (0..self.dim / 2).map(|i| f64::from(theta).powf(f64::from(exponent(i))) as f32).collect()
     }
 
     /// The base of dynamic NTK at length `len`.
@@ -169,8 +153,7 @@ fn llama3(freq: f32, factor: f32, low_freq: f64, high_freq: f64, original: f64) 
     } else if wavelength < (original / high_freq) as f32 {
         freq
     } else {
-        let smooth =
-            (original as f32 / wavelength - low_freq as f32) / (high_freq - low_freq) as f32;
+        let smooth = (original as f32 / wavelength - low_freq as f32) / (high_freq - low_freq) as f32;
         (1.0 - smooth) * freq / factor + smooth * freq
     }
 }
@@ -186,11 +169,7 @@ pub struct Table<'a> {
 impl<'a> Table<'a> {
     /// A table without rows.
     pub fn new(rotary: &'a Rotary) -> Self {
-        Self {
-            rotary,
-            len: 0,
-            freqs: rotary.inv_freq(0),
-        }
+        Self { rotary, len: 0, freqs: rotary.inv_freq(0) }
     }
 
     /// Appends the row of one position to `out`: `dim/2` cosines, then `dim/2` sines, with the

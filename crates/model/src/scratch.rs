@@ -31,13 +31,9 @@ pub(crate) struct Scratch<M: Memory> {
 impl<M: Memory> Scratch<M> {
     pub fn new(device: &M, config: &Config, tokens: usize) -> Result<Self> {
         let alloc = |width: usize, rows: usize| -> Result<M::Buf> {
-            let bytes = width
-                .checked_mul(rows)
-                .and_then(|n| n.checked_mul(size_of::<f32>()));
+            let bytes = width.checked_mul(rows).and_then(|n| n.checked_mul(size_of::<f32>()));
             let bytes = bytes.ok_or_else(|| {
-                Error::Input(format!(
-                    "a pass of {tokens} tokens is more than any memory holds"
-                ))
+                Error::Input(format!("a pass of {tokens} tokens is more than any memory holds"))
             })?;
             Ok(device.alloc(bytes)?)
         };
@@ -59,9 +55,7 @@ impl<M: Memory> Scratch<M> {
 /// the buffer for chunks of logits included.
 pub fn activation_bytes(config: &Config, tokens: usize) -> usize {
     let widths = 2 * config.hidden + 2 * wide(config) + 2 * config.kv_dim() + config.rotary.dim;
-    let numbers = widths
-        .saturating_mul(tokens)
-        .saturating_add(config.vocab * tokens.min(LOGIT_ROWS));
+    let numbers = widths.saturating_mul(tokens).saturating_add(config.vocab * tokens.min(LOGIT_ROWS));
     numbers.saturating_mul(size_of::<f32>())
 }
 

@@ -18,17 +18,11 @@ impl<D: Ops> Sequence<D> {
     pub fn new(device: &D, config: &Config, capacity: usize) -> Result<Self> {
         let bytes = capacity.checked_mul(config.kv_dim() * size_of::<f32>());
         let Some(bytes) = bytes.filter(|&bytes| bytes > 0) else {
-            return Err(Error::Input(format!(
-                "a cache cannot have room for {capacity} tokens"
-            )));
+            return Err(Error::Input(format!("a cache cannot have room for {capacity} tokens")));
         };
         let layer = |_| Ok((device.alloc(bytes)?, device.alloc(bytes)?));
         let layers = (0..config.layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self {
-            layers,
-            len: 0,
-            capacity,
-        })
+        Ok(Self { layers, len: 0, capacity })
     }
 
     /// Tokens it holds.

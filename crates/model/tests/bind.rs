@@ -46,10 +46,7 @@ fn what_does_not_fit_is_refused_by_name() {
         &|c| tensor(c, "layer.1", "k").name = "kk".into(),
         "layer.1/k: expected [64, 64] (model.layers.1.self_attn.k_proj.weight), found nothing",
     );
-    refused(
-        &|c| tensor(c, "layer.2", "down").cols = 64,
-        "layer.2/down: expected [64, 176], found [64, 64]",
-    );
+    refused(&|c| tensor(c, "layer.2", "down").cols = 64, "layer.2/down: expected [64, 176], found [64, 64]");
     refused(
         &|c| tensor(c, "head", "final_norm").format = NumFormat::F16,
         "head/final_norm: expected a vector of f32, found f16",
@@ -58,14 +55,8 @@ fn what_does_not_fit_is_refused_by_name() {
         &|c| tensor(c, "head", "head").format = NumFormat::Q4,
         "head/head: expected q8 or wider, found q4",
     );
-    refused(
-        &|c| c.pass.swap(1, 2),
-        "layer.0/q: expected layer.0/q at place 1 of the pass, found layer.0/k",
-    );
-    refused(
-        &|c| c.pass.truncate(28),
-        "head/head: expected head/head at place 28 of the pass, found the end",
-    );
+    refused(&|c| c.pass.swap(1, 2), "layer.0/q: expected layer.0/q at place 1 of the pass, found layer.0/k");
+    refused(&|c| c.pass.truncate(28), "head/head: expected head/head at place 28 of the pass, found the end");
     refused(
         &|c| c.pass.push(TensorId { unit: 0, tensor: 0 }),
         "pass/end: expected the end at place 29 of the pass, found embed/embed",

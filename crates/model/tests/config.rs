@@ -174,8 +174,11 @@ fn yarn_in_full() {
     assert_eq!(yarn(json!({ "mscale": 2.0 })).0[3], usual);
     assert_eq!(yarn(json!({ "factor": 0.5 })).0[3], 1.0);
     // The original context at the top of the file goes first.
-    let mut json = with("rope_scaling", json!({ "type": "yarn", "factor": 4.0,
-        "original_max_position_embeddings": 32 }));
+    let mut json = with(
+        "rope_scaling",
+        json!({ "type": "yarn", "factor": 4.0,
+        "original_max_position_embeddings": 32 }),
+    );
     json["original_max_position_embeddings"] = 16.into();
     let scaling = Config::parse(&json).unwrap().rotary.scaling;
     assert!(matches!(scaling, Scaling::Yarn { original: 16, .. }));
@@ -204,8 +207,10 @@ fn harmless_variants_are_accepted() {
         json["architectures"] = absent;
         assert!(Config::parse(&json).is_ok());
     }
-    assert_eq!(Config::parse(&with("torch_dtype", json!("torch.float16"))).unwrap().dtype,
-        Some(NumFormat::F16));
+    assert_eq!(
+        Config::parse(&with("torch_dtype", json!("torch.float16"))).unwrap().dtype,
+        Some(NumFormat::F16)
+    );
 }
 
 #[test]
@@ -225,19 +230,29 @@ fn refusals_name_the_field_what_was_expected_and_what_was_found() {
         ("head_dim", json!(15), ["head_dim", "even", "15"]),
         ("rms_norm_eps", json!(0.0), ["rms_norm_eps", "a number above", "0.0"]),
         ("rms_norm_eps", json!("NaN"), ["rms_norm_eps", "a number", "\"NaN\""]),
-        ("rms_norm_eps", json!([1e-5]), ["rms_norm_eps", "a number", "[1e-5]"]),
+        ("rms_norm_eps", json!([0.5]), ["rms_norm_eps", "a number", "[0.5]"]),
         ("rms_norm_eps", json!(1e-300), ["rms_norm_eps", "a number above", "1e-300"]),
         ("rope_theta", json!(-10.0), ["rope_theta", "a number above 1", "-10.0"]),
         ("rope_theta", json!(1e300), ["rope_theta", "up to", "1e+300"]),
         ("rope_scaling", json!("linear"), ["rope_scaling", "an object", "\"linear\""]),
         ("rope_scaling", json!({"type": "linear"}), ["rope_scaling.factor", "a number", "nothing"]),
         ("rope_scaling", json!({"type": "su"}), ["rope_scaling.type", "llama3", "\"su\""]),
-        ("rope_scaling", json!({"rope_type": "longrope"}), ["rope_scaling.rope_type", "yarn", "\"longrope\""]),
+        (
+            "rope_scaling",
+            json!({"rope_type": "longrope"}),
+            ["rope_scaling.rope_type", "yarn", "\"longrope\""],
+        ),
         ("rope_parameters", json!({"rope_type": 7}), ["rope_parameters.rope_type", "text", "7"]),
-        ("rope_scaling", json!({"type": "llama3", "factor": 8.0, "low_freq_factor": 4, "high_freq_factor": 4}),
-            ["rope_scaling.high_freq_factor", "more than low_freq_factor, which is 4", "found 4"]),
-        ("rope_scaling", json!({"type": "yarn", "factor": 8.0, "beta_fast": 0.5}),
-            ["rope_scaling.beta_fast", "at least beta_slow, which is 1", "0.5"]),
+        (
+            "rope_scaling",
+            json!({"type": "llama3", "factor": 8.0, "low_freq_factor": 4, "high_freq_factor": 4}),
+            ["rope_scaling.high_freq_factor", "more than low_freq_factor, which is 4", "found 4"],
+        ),
+        (
+            "rope_scaling",
+            json!({"type": "yarn", "factor": 8.0, "beta_fast": 0.5}),
+            ["rope_scaling.beta_fast", "at least beta_slow, which is 1", "0.5"],
+        ),
         ("partial_rotary_factor", json!(0.5), ["partial_rotary_factor", "1, as", "0.5"]),
         ("hidden_act", json!("gelu"), ["hidden_act", "silu", "\"gelu\""]),
         ("attention_bias", json!(1), ["attention_bias", "true or false", "1"]),
@@ -246,8 +261,11 @@ fn refusals_name_the_field_what_was_expected_and_what_was_found() {
         ("architectures", json!("LlamaForCausalLM"), ["architectures", "a list", "LlamaForCausalLM"]),
         ("architectures", json!([3]), ["architectures", "names", "[3]"]),
         ("architectures", json!([]), ["architectures", "the name of an architecture", "[]"]),
-        ("quantization_config", json!({"quant_method": "gptq"}),
-            ["quantization_config.quant_method", "f32, f16 or bf16", "\"gptq\""]),
+        (
+            "quantization_config",
+            json!({"quant_method": "gptq"}),
+            ["quantization_config.quant_method", "f32, f16 or bf16", "\"gptq\""],
+        ),
         ("dtype", json!(16), ["dtype", "text", "16"]),
     ] {
         let message = message(&with(field, value));
@@ -276,8 +294,12 @@ fn refusals_name_the_field_what_was_expected_and_what_was_found() {
 #[test]
 fn units_and_pass_of_a_tied_model_with_all_biases() {
     let mut json = with("tie_word_embeddings", json!(true));
-    for (field, value) in [("attention_bias", json!(true)), ("mlp_bias", json!(true)),
-        ("num_hidden_layers", json!(2)), ("num_key_value_heads", json!(2))] {
+    for (field, value) in [
+        ("attention_bias", json!(true)),
+        ("mlp_bias", json!(true)),
+        ("num_hidden_layers", json!(2)),
+        ("num_key_value_heads", json!(2)),
+    ] {
         json[field] = value;
     }
     let config = Config::parse(&json).unwrap();

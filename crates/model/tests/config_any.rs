@@ -13,13 +13,40 @@ const BASES: [&str; 5] =
 
 /// Names that a mutation may add or change, those that mean something among them.
 const NAMES: [&str; 34] = [
-    "architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "hidden_act",
-    "max_position_embeddings", "original_max_position_embeddings", "rms_norm_eps", "rope_theta",
-    "rope_scaling", "rope_parameters", "rope_type", "type", "factor", "beta_fast", "beta_slow",
-    "mscale", "mscale_all_dim", "attention_factor", "truncate", "low_freq_factor",
-    "high_freq_factor", "attention_bias", "mlp_bias", "tie_word_embeddings", "eos_token_id",
-    "partial_rotary_factor", "torch_dtype", "quantization_config",
+    "architectures",
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "rope_type",
+    "type",
+    "factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "attention_factor",
+    "truncate",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "eos_token_id",
+    "partial_rotary_factor",
+    "torch_dtype",
+    "quantization_config",
 ];
 
 fn number() -> impl Strategy<Value = Value> {
@@ -36,8 +63,16 @@ fn number() -> impl Strategy<Value = Value> {
 
 fn value() -> impl Strategy<Value = Value> {
     let text = prop_oneof![
-        Just("default"), Just("linear"), Just("dynamic"), Just("yarn"), Just("llama3"),
-        Just("silu"), Just("LlamaForCausalLM"), Just("llama"), Just("bfloat16"), Just(""),
+        Just("default"),
+        Just("linear"),
+        Just("dynamic"),
+        Just("yarn"),
+        Just("llama3"),
+        Just("silu"),
+        Just("LlamaForCausalLM"),
+        Just("llama"),
+        Just("bfloat16"),
+        Just(""),
     ];
     let leaf = prop_oneof![
         4 => number(),

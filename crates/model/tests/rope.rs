@@ -43,13 +43,16 @@ fn single_rows() {
 #[test]
 fn whole_tables_of_the_reference_set() {
     let mut tables = 0;
-    for name in ["llama_rope_linear", "llama_rope_dynamic", "llama_rope_yarn", "llama32_gqa_tied", "llama_v5_config"] {
+    for name in
+        ["llama_rope_linear", "llama_rope_dynamic", "llama_rope_yarn", "llama32_gqa_tied", "llama_v5_config"]
+    {
         let Some(dir) = shared(name) else { return };
         let golden = Tensors::read(&[dir.join("golden.safetensors")]);
         let rotary = rotary(name);
         for prompt in ["p1", "p2"] {
             let [len, half] = golden.shape(&format!("rope.{prompt}.cos")) else { panic!("{name}") };
-            let (cos, sin) = (golden.f32s(&format!("rope.{prompt}.cos")), golden.f32s(&format!("rope.{prompt}.sin")));
+            let (cos, sin) =
+                (golden.f32s(&format!("rope.{prompt}.cos")), golden.f32s(&format!("rope.{prompt}.sin")));
             let expected: Vec<f32> =
                 cos.chunks(*half).zip(sin.chunks(*half)).flat_map(|(c, s)| [c, s].concat()).collect();
             let (mut table, mut found) = (Table::new(&rotary), Vec::new());
@@ -105,9 +108,8 @@ fn ends_of_yarn() {
     };
     let rotary = |truncate, slow| Rotary { theta: 1e4, dim: 32, scaling: scaling(truncate, slow) };
     let plain = Rotary { theta: 1e4, dim: 32, scaling: Scaling::None }.inv_freq(0);
-    let ratio = |rotary: Rotary| -> Vec<f32> {
-        plain.iter().zip(rotary.inv_freq(0)).map(|(p, s)| p / s).collect()
-    };
+    let ratio =
+        |rotary: Rotary| -> Vec<f32> { plain.iter().zip(rotary.inv_freq(0)).map(|(p, s)| p / s).collect() };
     // ln(64 / (4 * 2 pi)) * 32 / (2 ln 1e4) = 1.62 and, for one turn, 4.03: kept up to there, blended, divided.
     let whole = ratio(rotary(true, 1.0));
     assert!((whole[1] - 1.0).abs() < 1e-6 && whole[2] > 1.1, "{whole:?}");

@@ -38,8 +38,8 @@ impl LayerSource for Zeros {
 /// A configuration in which every named dimension has a size of its own.
 fn odd_sizes(arch: &Arch, attention_bias: bool, mlp_bias: bool, tied: bool) -> Value {
     json!({
-        "architectures": [arch.hf[0]], "hidden_size": 36, "intermediate_size": 50, "vocab_size": 90,
-        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10,
+        "architectures": [arch.hf[0]], "hidden_size": 72, "intermediate_size": 104, "vocab_size": 190,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 18,
         "attention_bias": attention_bias, "mlp_bias": mlp_bias, "tie_word_embeddings": tied,
     })
 }
@@ -65,7 +65,7 @@ fn walk(json: &Value, discrete: bool) -> Walk {
     let options = Options {
         pinned: vec![false, true],
         slots: 2,
-        slot_bytes: 4096,
+        slot_bytes: 8192,
         readers: 1,
         timeline: Arc::new(Timeline::new(false)),
     };
@@ -184,7 +184,7 @@ fn refused_calls_say_why_and_leave_everything_as_it_was() {
         let span = Span { ids, seq, rope_len: 0, logits: Want::Last };
         walk.model.forward(&mut walk.weights, &mut [span], None)
     };
-    assert_eq!(run(&[1; 6], &mut seq).unwrap()[0].len(), 90);
+    assert_eq!(run(&[1; 6], &mut seq).unwrap()[0].len(), 190);
     let error = run(&[1; 5], &mut seq).unwrap_err();
     assert!(matches!(error, Error::Cache { span: 0, capacity: 10, len: 6, more: 5 }), "{error}");
     assert_eq!(
@@ -192,10 +192,7 @@ fn refused_calls_say_why_and_leave_everything_as_it_was() {
         "the cache of sequence 0 has room for 10 tokens; it holds 6 and 5 more were given"
     );
     let message = |result: Result<Vec<Vec<f32>>, Error>| result.unwrap_err().to_string();
-    assert_eq!(
-        message(run(&[1, 90], &mut seq)),
-        "token 1 of span 0 has id 90, the vocabulary has 90 ids"
-    );
+    assert_eq!(message(run(&[1, 190], &mut seq)), "token 1 of span 0 has id 190, the vocabulary has 190 ids");
     assert_eq!(message(run(&[], &mut seq)), "span 0 has no tokens");
     assert_eq!(seq.len(), 6);
     run(&[1; 4], &mut seq).unwrap();

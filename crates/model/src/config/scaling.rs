@@ -18,18 +18,10 @@ const MOST_THETA: f64 = 1e15;
 const KNOWN: &str = "default, linear, dynamic, yarn or llama3";
 
 /// The rotary embedding of a head of `head_dim` numbers.
-pub(super) fn rotary(
-    top: &Fields<'_>,
-    arch: &Arch,
-    head_dim: usize,
-    max_positions: usize,
-) -> Result<Rotary> {
+pub(super) fn rotary(top: &Fields<'_>, arch: &Arch, head_dim: usize, max_positions: usize) -> Result<Rotary> {
     let empty = Map::new();
     let mut inner = Fields::new(&empty, "");
-    for (name, at) in [
-        ("rope_parameters", "rope_parameters."),
-        ("rope_scaling", "rope_scaling."),
-    ] {
+    for (name, at) in [("rope_parameters", "rope_parameters."), ("rope_scaling", "rope_scaling.")] {
         // The library takes `rope_scaling` where both are there.
         match top.object(name)? {
             Some(map) if !map.is_empty() => inner = Fields::new(map, at),
@@ -39,41 +31,22 @@ pub(super) fn rotary(
 
     let theta = match inner.number("rope_theta", 1.0, MOST_THETA)? {
         Some(theta) => theta,
-        None => top
-            .number("rope_theta", 1.0, MOST_THETA)?
-            .unwrap_or(arch.defaults.rope_theta),
+        None => top.number("rope_theta", 1.0, MOST_THETA)?.unwrap_or(arch.defaults.rope_theta),
     };
     for fields in [top, &inner] {
-        if fields
-            .number("partial_rotary_factor", 0.0, 1.0)?
-            .is_some_and(|share| share != 1.0)
-        {
+        if fields.number("partial_rotary_factor", 0.0, 1.0)?.is_some_and(|share| share != 1.0) {
             return Err(fields.refuse("partial_rotary_factor", "1, as the whole head turns"));
         }
     }
 
-    let scaling = Reader {
-        top,
-        inner: &inner,
-        max_positions,
-    }
-    .scaling(head_dim)?;
-    let rotary = Rotary {
-        theta,
-        dim: head_dim,
-        scaling,
-    };
+    let scaling = Reader { top, inner: &inner, max_positions }.scaling(head_dim)?;
+    let rotary = Rotary { theta, dim: head_dim, scaling };
     // The extremes of fields that are fine one by one may still meet in something that is not a number.
     for len in [0, max_positions, MOST_POSITIONS] {
         let sane = |f: &f32| f.is_finite() && *f >= 0.0;
         if !rotary.inv_freq(len).iter().all(sane) {
-            return Err(inner.refuse(
-                "factor",
-                format!(
-                    "a scaling with finite frequencies, not {:?}",
-                    rotary.scaling
-                ),
-            ));
+            return Err(inner
+                .refuse("factor", format!("a scaling with finite frequencies, not {:?}", rotary.scaling)));
         }
     }
     Ok(rotary)
@@ -96,14 +69,10 @@ impl Reader<'_> {
         match kind {
             "default" => Ok(Scaling::None),
             "linear" => Ok(Scaling::Linear { factor: factor()? }),
-            "dynamic" if head_dim < 4 => Err(inner.refuse(
-                name,
-                "a scaling that works with head_dim 2, which dynamic does not",
-            )),
-            "dynamic" => Ok(Scaling::Dynamic {
-                factor: factor()?,
-                limit: self.max_positions,
-            }),
+            "dynamic" if head_dim < 4 => {
+                Err(inner.refuse(name, "a scaling that works with head_dim 2, which dynamic does not"))
+            }
+            "dynamic" => Ok(Scaling::Dynamic { factor: factor()?, limit: self.max_positions }),
             "yarn" => self.yarn(),
             "llama3" => {
                 let low_freq = inner.needed_number("low_freq_factor", 0.0, MOST_FACTOR)?;
@@ -113,12 +82,7 @@ impl Reader<'_> {
                     return Err(inner.refuse("high_freq_factor", expected));
                 }
                 let original = self.original()?;
-                Ok(Scaling::Llama3 {
-                    factor: factor()?,
-                    low_freq,
-                    high_freq,
-                    original,
-                })
+                Ok(Scaling::Llama3 { factor: factor()?, low_freq, high_freq, original })
             }
             _ => Err(inner.refuse(name, KNOWN)),
         }
@@ -131,12 +95,8 @@ impl Reader<'_> {
             Some(factor) => factor,
             None => self.max_positions as f64 / original as f64,
         };
-        let beta_fast = inner
-            .number_or_unset("beta_fast", MOST_FACTOR)?
-            .unwrap_or(32.0);
-        let beta_slow = inner
-            .number_or_unset("beta_slow", MOST_FACTOR)?
-            .unwrap_or(1.0);
+        let beta_fast = inner.number_or_unset("beta_fast", MOST_FACTOR)?.unwrap_or(32.0);
+        let beta_slow = inner.number_or_unset("beta_slow", MOST_FACTOR)?.unwrap_or(1.0);
         if beta_fast < beta_slow {
             let expected = format!("at least beta_slow, which is {beta_slow}");
             return Err(inner.refuse("beta_fast", expected));
@@ -151,14 +111,7 @@ impl Reader<'_> {
             },
         };
         let truncate = inner.flag("truncate")?.unwrap_or(true);
-        Ok(Scaling::Yarn {
-            factor,
-            original,
-            beta_fast,
-            beta_slow,
-            truncate,
-            attention_factor,
-        })
+        Ok(Scaling::Yarn { factor, original, beta_fast, beta_slow, truncate, attention_factor })
     }
 
     /// The context of the first training. A value at the top of the file goes before one beside the
@@ -168,18 +121,11 @@ impl Reader<'_> {
         if let Some(original) = self.top.size(NAME, MOST_POSITIONS)? {
             return Ok(original);
         }
-        Ok(self
-            .inner
-            .size(NAME, MOST_POSITIONS)?
-            .unwrap_or(self.max_positions))
+        Ok(self.inner.size(NAME, MOST_POSITIONS)?.unwrap_or(self.max_positions))
     }
 }
 
 /// YaRN's growth of attention scores with the stretch of the context.
 fn magnitude(stretch: f64, scale: f64) -> f64 {
-    if stretch <= 1.0 {
-        1.0
-    } else {
-        0.1 * scale * stretch.ln() + 1.0
-    }
+    if stretch <= 1.0 { 1.0 } else { 0.1 * scale * stretch.ln() + 1.0 }
 }

@@ -155,7 +155,7 @@ impl Run {
             }
             (unit.name.clone(), bytes)
         });
-        let source = Arc::new(MemorySource::new(files.collect()));
+        let source = Arc::new(MemorySource::new(files.collect()).with_alignment(4096));
         let device = Arc::new(Cpu::new(2));
         let binding = bind(&config, &catalog).unwrap();
         let options = Options {
@@ -230,4 +230,3 @@ pub fn close(what: &str, found: &[f32], expected: &[f32], width: usize, most: f3
 pub fn pick(flat: &[f32], rows: &[u32], width: usize) -> Vec<f32> {
     rows.iter().flat_map(|&row| &flat[row as usize * width..][..width]).copied().collect()
 }
-
