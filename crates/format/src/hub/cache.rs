@@ -40,10 +40,7 @@ pub(super) struct Lock(#[allow(dead_code, reason = "held, not used")] File);
 impl Layout {
     pub fn new(cache: &Path, id: &RepoId) -> Layout {
         let folder = id.folder();
-        Layout {
-            repo: cache.join(&folder),
-            locks: cache.join(".locks").join(folder),
-        }
+        Layout { repo: cache.join(&folder), locks: cache.join(".locks").join(folder) }
     }
 
     pub fn repo(&self) -> &Path {
@@ -51,11 +48,7 @@ impl Layout {
     }
 
     pub fn create(&self) -> Result<()> {
-        for dir in [
-            &self.repo.join("blobs"),
-            &self.repo.join("refs"),
-            &self.locks,
-        ] {
+        for dir in [&self.repo.join("blobs"), &self.repo.join("refs"), &self.locks] {
             fs::create_dir_all(dir).map_err(Error::io(dir, "creating the folder"))?;
         }
         Ok(())
@@ -128,16 +121,13 @@ impl Layout {
             fs::create_dir_all(parent).map_err(Error::io(parent, "creating the folder"))?;
         }
         let depth = file.name.split('/').count() + 1;
-        let target = PathBuf::from("../".repeat(depth))
-            .join("blobs")
-            .join(&file.etag);
+        let target = PathBuf::from("../".repeat(depth)).join("blobs").join(&file.etag);
         let fresh = path.with_file_name(format!(".{}.{}.link", file.etag, std::process::id()));
         let _ = fs::remove_file(&fresh);
         match std::os::unix::fs::symlink(&target, &fresh) {
             Ok(()) => fs::rename(&fresh, &path).map_err(Error::io(&path, "linking the file")),
             // A file system without links: the content itself moves, as the other tools do it.
-            Err(_) => fs::rename(self.blob(&file.etag), &path)
-                .map_err(Error::io(&path, "moving the file")),
+            Err(_) => fs::rename(self.blob(&file.etag), &path).map_err(Error::io(&path, "moving the file")),
         }
     }
 
@@ -156,8 +146,7 @@ impl Layout {
                 Ok(()) => {}
                 Err(e) if e == rustix::io::Errno::WOULDBLOCK => return Ok(None),
                 Err(e) => {
-                    let doing =
-                        "locking (a cache on a file system without locks cannot be shared safely)";
+                    let doing = "locking (a cache on a file system without locks cannot be shared safely)";
                     return Err(refused(doing)(e.into()));
                 }
             }
@@ -189,17 +178,10 @@ fn complete(dir: &Path) -> std::result::Result<(), String> {
         .map_err(|e| format!("{}: {e}", dir.display()))?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect();
-    let mut weights: BTreeSet<String> = names
-        .iter()
-        .filter(|name| name.ends_with(".safetensors"))
-        .cloned()
-        .collect();
-    for index in names
-        .iter()
-        .filter(|name| name.ends_with(".safetensors.index.json"))
-    {
-        weights
-            .extend(indexed(&dir.join(index)).ok_or_else(|| format!("{index} is not an index"))?);
+    let mut weights: BTreeSet<String> =
+        names.iter().filter(|name| name.ends_with(".safetensors")).cloned().collect();
+    for index in names.iter().filter(|name| name.ends_with(".safetensors.index.json")) {
+        weights.extend(indexed(&dir.join(index)).ok_or_else(|| format!("{index} is not an index"))?);
     }
     for name in weights.clone() {
         weights.extend(siblings(&name));
@@ -277,10 +259,7 @@ mod tests {
         let snapshot = layout.snapshot(COMMIT);
         let link = fs::read_link(snapshot.join("config.json")).unwrap();
         assert_eq!(link, PathBuf::from("../../blobs/etag-config-json"));
-        assert_eq!(
-            fs::read_to_string(snapshot.join("deep/er/x.json")).unwrap(),
-            "{}"
-        );
+        assert_eq!(fs::read_to_string(snapshot.join("deep/er/x.json")).unwrap(), "{}");
         // A dangling link is replaced.
         fs::remove_file(layout.blob("etag-config-json")).unwrap();
         put(&layout, "config.json", "{ }");
@@ -304,11 +283,7 @@ mod tests {
         put(&layout, "model-00002-of-00002.safetensors", "x");
         assert_eq!(layout.find("main").unwrap(), layout.snapshot(COMMIT));
         assert_eq!(layout.find(COMMIT).unwrap(), layout.snapshot(COMMIT));
-        put(
-            &layout,
-            "model.safetensors.index.json",
-            r#"{"weight_map":{"t":"other.safetensors"}}"#,
-        );
+        put(&layout, "model.safetensors.index.json", r#"{"weight_map":{"t":"other.safetensors"}}"#);
         missing("other.safetensors");
         put(&layout, "other.safetensors", "x");
         layout.find("main").unwrap();

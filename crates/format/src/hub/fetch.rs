@@ -136,6 +136,9 @@ pub(super) fn fetch(
     };
     let result = fetch.run(cancel);
     fetch.reader.stop.store(true, Ordering::Relaxed);
+    if result.is_err() {
+        fetch.keep();
+    }
     result
 }
 
@@ -176,6 +179,15 @@ impl Fetch<'_> {
         Ok(())
     }
 
+    /// Writes what the readers had brought when the download ended early.
+    fn keep(&mut self) {
+        for message in self.messages.1.clone().try_iter().take(self.order.connections * 4) {
+            if matches!(message, Message::Data { .. }) && self.handle(message).is_err() {
+                return;
+            }
+        }
+    }
+
     /// Whether a lock may have become free in the meantime.
     fn idle(&self) -> bool {
         self.outstanding < self.order.connections && Instant::now() >= self.next_lock
@@ -204,13 +216,7 @@ impl Fetch<'_> {
             active.probing = probe;
             active.running += 1;
             self.outstanding += 1;
-            let job = Job {
-                file: index,
-                target: Arc::clone(&task.target),
-                start,
-                end,
-                probe,
-            };
+            let job = Job { file: index, target: Arc::clone(&task.target), start, end, probe };
             self.jobs.send(job).map_err(|_| Error::Hub {
                 url: task.target.url.clone(),
                 what: "the reader threads ended".to_owned(),
@@ -224,9 +230,8 @@ impl Fetch<'_> {
         if Instant::now() < self.next_lock {
             return Ok(None);
         }
-        let waiting: Vec<usize> = (0..self.tasks.len())
-            .filter(|&i| matches!(self.tasks[i].state, State::Waiting))
-            .collect();
+        let waiting: Vec<usize> =
+            (0..self.tasks.len()).filter(|&i| matches!(self.tasks[i].state, State::Waiting)).collect();
         for &index in &waiting {
             let layout = self.order.layout;
             let file = self.tasks[index].file.clone();
@@ -284,11 +289,7 @@ impl Fetch<'_> {
                     }
                 }
             }
-            Message::Data {
-                file,
-                offset,
-                bytes,
-            } => {
+            Message::Data { file, offset, bytes } => {
                 let task = &mut self.tasks[file];
                 if let State::Active(active) = &mut task.state {
                     let new = active.part.write(offset, &bytes)?;
@@ -335,10 +336,7 @@ impl Fetch<'_> {
             .spawn(move || {
                 let result = verify(&path, &check, size, &stop);
                 // Nobody listening means that the download was given up.
-                let _ = out.send(Message::Checked {
-                    file: index,
-                    result,
-                });
+                let _ = out.send(Message::Checked { file: index, result });
             })
             .map_err(Error::io(active.part.path(), "starting a thread"))?;
         Ok(())
@@ -350,9 +348,7 @@ impl Fetch<'_> {
             return Ok(());
         };
         let Err(what) = result else {
-            active
-                .part
-                .finish(&self.order.layout.blob(&task.file.etag))?;
+            active.part.finish(&self.order.layout.blob(&task.file.etag))?;
             // The lock goes only now: whoever gets it next finds the blob.
             return self.close(index);
         };
@@ -360,10 +356,7 @@ impl Fetch<'_> {
             tracing::warn!(file = task.file.name, %what, "what an earlier run left is wrong; fetching it anew");
             active.part.clear()?;
             active.resumed = false;
-            active.queue = active
-                .part
-                .done()
-                .missing(task.file.size, self.order.segment);
+            active.queue = active.part.done().missing(task.file.size, self.order.segment);
             task.bytes = 0;
             task.state = State::Active(active);
             return Ok(());
@@ -371,9 +364,7 @@ impl Fetch<'_> {
         active.part.discard()?;
         Err(Error::Hub {
             url: task.target.url.clone(),
-            what: format!(
-                "{what}; the download was damaged or the file changed, and was deleted: try again"
-            ),
+            what: format!("{what}; the download was damaged or the file changed, and was deleted: try again"),
         })
     }
 
@@ -414,59 +405,33 @@ fn verify(
     let mut file = File::open(path).map_err(Error::io(path, "opening for the check"))?;
     let (name, expected, found) = match check {
         Check::Length => ("length", size.to_string(), length(&file, path)?.to_string()),
-        Check::Sha256(sum) => (
-            "sha256",
-            sum.clone(),
-            digest(sha2::Sha256::new(), &mut file, path, stop)?,
-        ),
+        Check::Sha256(sum) => ("sha256", sum.clone(), digest(sha2::Sha256::new(), &mut file, path, stop)?),
         Check::Git(id) => {
             let hash = sha1::Sha1::new_with_prefix(format!("blob {size}\0"));
-            (
-                "git object id",
-                id.clone(),
-                digest(hash, &mut file, path, stop)?,
-            )
+            ("git object id", id.clone(), digest(hash, &mut file, path, stop)?)
         }
     };
     if found != expected {
         return Ok(Err(format!("expected {name} {expected}, found {found}")));
     }
-    file.sync_all()
-        .map_err(Error::io(path, "writing to the disk"))?;
+    file.sync_all().map_err(Error::io(path, "writing to the disk"))?;
     Ok(Ok(()))
 }
 
 fn length(file: &File, path: &Path) -> Result<u64> {
-    Ok(file
-        .metadata()
-        .map_err(Error::io(path, "reading the length"))?
-        .len())
+    Ok(file.metadata().map_err(Error::io(path, "reading the length"))?.len())
 }
 
-fn digest(
-    mut hash: impl Digest,
-    file: &mut File,
-    path: &Path,
-    stop: &AtomicBool,
-) -> Result<String> {
+fn digest(mut hash: impl Digest, file: &mut File, path: &Path, stop: &AtomicBool) -> Result<String> {
     let mut buffer = vec![0; 1 << 20];
     loop {
         if stop.load(Ordering::Relaxed) {
-            return Err(Error::Cancelled {
-                what: "the check of a download".to_owned(),
-            });
+            return Err(Error::Cancelled { what: "the check of a download".to_owned() });
         }
-        match file
-            .read(&mut buffer)
-            .map_err(Error::io(path, "reading for the check"))?
-        {
+        match file.read(&mut buffer).map_err(Error::io(path, "reading for the check"))? {
             0 => break,
             n => hash.update(&buffer[..n]),
         }
     }
-    Ok(hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use ureq::http::header::{
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LOCATION, RANGE, RETRY_AFTER,
-};
+use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LOCATION, RANGE, RETRY_AFTER};
 use ureq::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy};
@@ -42,11 +40,7 @@ pub(super) struct Failure {
 
 impl Failure {
     pub fn new(kind: Kind, what: impl Into<String>) -> Failure {
-        Failure {
-            kind,
-            what: what.into(),
-            wait: None,
-        }
+        Failure { kind, what: what.into(), wait: None }
     }
 
     /// Whether another attempt may succeed.
@@ -63,9 +57,7 @@ impl From<ureq::Error> for Failure {
             ureq::Error::Http(_) => Failure::new(Kind::Refused, "the request is not valid HTTP"),
             ureq::Error::Rustls(e) => Failure::new(
                 Kind::Broken,
-                format!(
-                    "TLS: {e} (a network with its own certificates: point SSL_CERT_FILE at them)"
-                ),
+                format!("TLS: {e} (a network with its own certificates: point SSL_CERT_FILE at them)"),
             ),
             other => Failure::new(Kind::Broken, printable(&other.to_string(), 200)),
         }
@@ -95,34 +87,20 @@ pub(super) struct Client {
 
 impl Client {
     pub fn new(settings: &Settings, token: Option<&str>) -> Result<Client> {
-        let bad = |name: &str, what: String| Error::Hub {
-            url: name.to_owned(),
-            what,
-        };
-        let uri: Uri = settings
-            .endpoint
-            .parse()
-            .map_err(|_| bad("HF_ENDPOINT", "not a URL".to_owned()))?;
+        let bad = |name: &str, what: String| Error::Hub { url: name.to_owned(), what };
+        let uri: Uri = settings.endpoint.parse().map_err(|_| bad("HF_ENDPOINT", "not a URL".to_owned()))?;
         if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
             let what = "a password in the endpoint is not supported; use HF_TOKEN";
             return Err(bad("HF_ENDPOINT", what.to_owned()));
         }
         let origin = origin(&uri).ok_or_else(|| {
-            let what = format!(
-                "expected http(s)://host, found {}",
-                printable(&settings.endpoint, 120)
-            );
+            let what = format!("expected http(s)://host, found {}", printable(&settings.endpoint, 120));
             bad("HF_ENDPOINT", what)
         })?;
         let bearer = token
             .map(|token| {
-                let mut value =
-                    HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
-                        bad(
-                            "HF_TOKEN",
-                            "the token has characters that no token has".to_owned(),
-                        )
-                    })?;
+                let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+                    .map_err(|_| bad("HF_TOKEN", "the token has characters that no token has".to_owned()))?;
                 value.set_sensitive(true);
                 Ok(value)
             })
@@ -151,19 +129,12 @@ impl Client {
                 })
                 .collect();
             if certificates.is_empty() {
-                return Err(Error::malformed(
-                    path,
-                    "expected PEM certificates, found none",
-                ));
+                return Err(Error::malformed(path, "expected PEM certificates, found none"));
             }
             let roots = RootCerts::new_with_certs(&certificates);
             config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
         }
-        Ok(Client {
-            agent: config.build().new_agent(),
-            origin,
-            bearer,
-        })
+        Ok(Client { agent: config.build().new_agent(), origin, bearer })
     }
 
     pub fn has_token(&self) -> bool {
@@ -179,11 +150,7 @@ impl Client {
     /// Fetches a short answer whole.
     pub fn text(&self, url: &str, limit: u64) -> std::result::Result<Vec<u8>, Failure> {
         let (response, _) = self.follow(Method::GET, url, None)?;
-        let body = response
-            .into_body()
-            .into_with_config()
-            .limit(limit)
-            .read_to_vec()?;
+        let body = response.into_body().into_with_config().limit(limit).read_to_vec()?;
         Ok(body)
     }
 
@@ -197,8 +164,7 @@ impl Client {
         let (response, linked) = self.follow(Method::GET, url, Some((start, end)))?;
         let headers = response.headers();
         let other = |found: String| {
-            let what =
-                format!("expected bytes {start} to {end} of {size}, the server sends {found}");
+            let what = format!("expected bytes {start} to {end} of {size}, the server sends {found}");
             Failure::new(Kind::Refused, what)
         };
         if response.status() == StatusCode::PARTIAL_CONTENT {
@@ -225,9 +191,8 @@ impl Client {
         let mut url = url.to_owned();
         let mut linked = Linked::default();
         for _ in 0..REDIRECTS {
-            let uri: Uri = url
-                .parse()
-                .map_err(|_| Failure::new(Kind::Refused, "the address is not valid"))?;
+            let uri: Uri =
+                url.parse().map_err(|_| Failure::new(Kind::Refused, "the address is not valid"))?;
             let mut request = Request::builder().method(method.clone()).uri(&uri);
             if let Some((start, end)) = range {
                 request = request.header(RANGE, format!("bytes={start}-{}", end.saturating_sub(1)));
@@ -254,18 +219,14 @@ impl Client {
             }
             let target = header(headers, LOCATION.as_str())
                 .ok_or_else(|| Failure::new(Kind::Refused, "a redirect without an address"))?;
-            let next = join(&uri, &target).ok_or_else(|| {
-                Failure::new(Kind::Refused, "a redirect to an address that is not valid")
-            })?;
+            let next = join(&uri, &target)
+                .ok_or_else(|| Failure::new(Kind::Refused, "a redirect to an address that is not valid"))?;
             if uri.scheme_str() == Some("https") && !next.starts_with("https:") {
                 return Err(Failure::new(Kind::Refused, "a redirect from https to http"));
             }
             url = next;
         }
-        Err(Failure::new(
-            Kind::Refused,
-            format!("more than {REDIRECTS} redirects"),
-        ))
+        Err(Failure::new(Kind::Refused, format!("more than {REDIRECTS} redirects")))
     }
 }
 
@@ -277,10 +238,7 @@ impl Linked {
             .size
             .or_else(|| number(headers, "x-linked-size"))
             .or_else(|| number(headers, CONTENT_LENGTH.as_str()).filter(|_| last));
-        self.commit = self
-            .commit
-            .take()
-            .or_else(|| header(headers, "x-repo-commit"));
+        self.commit = self.commit.take().or_else(|| header(headers, "x-repo-commit"));
         if self.etag.is_none() {
             let linked = header(headers, "x-linked-etag").map(|tag| tag_text(&tag));
             self.sha256 = linked.clone().filter(|tag| is_hex(tag, 64));
@@ -311,17 +269,14 @@ fn refusal(status: StatusCode, headers: &HeaderMap) -> Failure {
     if let Some(text) = header(headers, "x-error-message") {
         what.push_str(&format!(": {}", printable(&text, 200)));
     }
-    let wait = number(headers, RETRY_AFTER.as_str())
-        .map(|seconds| Duration::from_secs(seconds).min(LONGEST_PAUSE));
+    let wait =
+        number(headers, RETRY_AFTER.as_str()).map(|seconds| Duration::from_secs(seconds).min(LONGEST_PAUSE));
     Failure { kind, what, wait }
 }
 
 /// The pause before attempt `attempt` (from 1), unless the server asked for a longer one.
 pub(super) fn pause(backoff: Duration, attempt: u32, wait: Option<Duration>) -> Duration {
-    let doubled = backoff.saturating_mul(
-        1u32.checked_shl(attempt.saturating_sub(1))
-            .unwrap_or(u32::MAX),
-    );
+    let doubled = backoff.saturating_mul(1u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX));
     doubled.max(wait.unwrap_or_default()).min(LONGEST_PAUSE)
 }
 
@@ -334,10 +289,7 @@ fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
 }
 
 fn tag_text(tag: &str) -> String {
-    tag.strip_prefix("W/")
-        .unwrap_or(tag)
-        .trim_matches('"')
-        .to_owned()
+    tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"').to_owned()
 }
 
 /// First byte and total length of `bytes 0-9/10`.
@@ -359,11 +311,7 @@ fn origin(uri: &Uri) -> Option<Origin> {
         _ => return None,
     };
     let host = uri.host().filter(|h| !h.is_empty())?.to_ascii_lowercase();
-    Some(Origin(
-        scheme.to_owned(),
-        host,
-        uri.port_u16().unwrap_or(default),
-    ))
+    Some(Origin(scheme.to_owned(), host, uri.port_u16().unwrap_or(default)))
 }
 
 /// The address that a `Location` header means, seen from `base` (RFC 3986, section 5.2, without `..`).
@@ -380,10 +328,7 @@ fn join(base: &Uri, location: &str) -> Option<String> {
     } else if location.starts_with('/') {
         format!("{root}{location}")
     } else {
-        let folder = base
-            .path()
-            .rsplit_once('/')
-            .map_or("", |(folder, _)| folder);
+        let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
         format!("{root}{folder}/{location}")
     };
     let uri: Uri = url.parse().ok()?;
@@ -398,8 +343,7 @@ fn proxy(settings: &Settings) -> Result<Option<Proxy>> {
     // The text may hold a password, so it is not repeated.
     let bad = |_| Error::Hub {
         url: "proxy".to_owned(),
-        what: "the proxy setting is not valid; expected http://host:port or socks5://host:port"
-            .to_owned(),
+        what: "the proxy setting is not valid; expected http://host:port or socks5://host:port".to_owned(),
     };
     let plain = Proxy::new(text).map_err(bad)?;
     let mut builder = Proxy::builder(plain.protocol())
@@ -431,10 +375,7 @@ mod tests {
         assert_eq!(to("//other/c").unwrap(), "https://other/c");
         assert_eq!(to("HTTP://other/c#frag").unwrap(), "http://other/c");
         assert_eq!(to("http://"), None);
-        assert_eq!(
-            to("ftp://other/c").unwrap(),
-            "https://hub.example:444/a/ftp://other/c"
-        );
+        assert_eq!(to("ftp://other/c").unwrap(), "https://hub.example:444/a/ftp://other/c");
     }
 
     #[test]
@@ -466,23 +407,12 @@ mod tests {
             Client::new(&settings, token).err().map(|e| e.to_string())
         };
         assert!(refused(&|_| (), Some("hf_x")).is_none());
-        assert!(
-            refused(&|s| s.endpoint = "hf-mirror.com".into(), None)
-                .unwrap()
-                .contains("HF_ENDPOINT")
-        );
-        assert!(
-            refused(&|s| s.endpoint = "ftp://x".into(), None)
-                .unwrap()
-                .contains("http(s)")
-        );
+        assert!(refused(&|s| s.endpoint = "hf-mirror.com".into(), None).unwrap().contains("HF_ENDPOINT"));
+        assert!(refused(&|s| s.endpoint = "ftp://x".into(), None).unwrap().contains("http(s)"));
         let secret = refused(&|s| s.endpoint = "https://u:pa55@x".into(), None).unwrap();
         assert!(!secret.contains("pa55"), "{secret}");
         let token = refused(&|_| (), Some("hf_\nx")).unwrap();
-        assert!(
-            token.contains("HF_TOKEN") && !token.contains("hf_\n"),
-            "{token}"
-        );
+        assert!(token.contains("HF_TOKEN") && !token.contains("hf_\n"), "{token}");
         let proxy = refused(&|s| s.proxy = Some("gopher://u:pa55@x".into()), None).unwrap();
         assert!(!proxy.contains("pa55"), "{proxy}");
         assert!(refused(&|s| s.proxy = Some("socks5h://localhost:1080".into()), None).is_none());

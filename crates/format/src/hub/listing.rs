@@ -42,15 +42,13 @@ pub(super) struct Listing {
 impl Listing {
     /// Reads the answer. One hostile file name spoils it all.
     pub fn parse(json: &[u8]) -> Result<Listing, String> {
-        let value: Value = serde_json::from_slice(json)
-            .map_err(|e| format!("the list of files is not JSON: {e}"))?;
+        let value: Value =
+            serde_json::from_slice(json).map_err(|e| format!("the list of files is not JSON: {e}"))?;
         let commit = text(&value, "sha")
             .filter(|sha| is_hex(sha, 40) || is_hex(sha, 64))
             .ok_or("the list of files has no commit (`sha`, 40 hexadecimal digits)")?;
-        let siblings = value
-            .get("siblings")
-            .and_then(Value::as_array)
-            .ok_or("the list of files has no `siblings`")?;
+        let siblings =
+            value.get("siblings").and_then(Value::as_array).ok_or("the list of files has no `siblings`")?;
         let mut entries: Vec<Entry> = Vec::new();
         let mut names: Vec<&str> = Vec::new();
         for sibling in siblings {
@@ -58,18 +56,11 @@ impl Listing {
                 .get("rfilename")
                 .and_then(Value::as_str)
                 .ok_or("a file in the list has no `rfilename`")?;
-            check_path(name).map_err(|what| {
-                format!(
-                    "the file name {:?} is refused: {what}",
-                    printable(name, 120)
-                )
-            })?;
+            check_path(name)
+                .map_err(|what| format!("the file name {:?} is refused: {what}", printable(name, 120)))?;
             names.push(name);
             if wanted(name) && !entries.iter().any(|e| e.name == name) {
-                entries.push(Entry {
-                    name: name.to_owned(),
-                    known: known(name, sibling),
-                });
+                entries.push(Entry { name: name.to_owned(), known: known(name, sibling) });
             }
         }
         let weights = |e: &Entry| e.name.ends_with(".safetensors");
@@ -96,9 +87,7 @@ impl Listing {
 impl RemoteFile {
     /// A file from the headers of its own address.
     pub fn from_headers(name: &str, linked: &Linked) -> Result<RemoteFile, String> {
-        let size = linked
-            .size
-            .ok_or_else(|| format!("the server does not say how long {name} is"))?;
+        let size = linked.size.ok_or_else(|| format!("the server does not say how long {name} is"))?;
         let (etag, check) = match (&linked.sha256, &linked.etag) {
             (Some(sha256), _) => (sha256.clone(), Check::Sha256(sha256.clone())),
             (None, Some(etag)) => (etag.clone(), Check::Length),
@@ -106,27 +95,15 @@ impl RemoteFile {
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         if etag.is_empty() || etag.len() > 128 || !etag.chars().all(plain) {
-            return Err(format!(
-                "the entity tag {:?} of {name} is refused",
-                printable(&etag, 80)
-            ));
+            return Err(format!("the entity tag {:?} of {name} is refused", printable(&etag, 80)));
         }
-        Ok(RemoteFile {
-            name: name.to_owned(),
-            size,
-            etag,
-            check,
-        })
+        Ok(RemoteFile { name: name.to_owned(), size, etag, check })
     }
 }
 
 fn known(name: &str, sibling: &Value) -> Option<RemoteFile> {
-    let file = |size: u64, etag: String, check: Check| RemoteFile {
-        name: name.to_owned(),
-        size,
-        etag,
-        check,
-    };
+    let file =
+        |size: u64, etag: String, check: Check| RemoteFile { name: name.to_owned(), size, etag, check };
     let size = sibling.get("size").and_then(Value::as_u64);
     if let Some(lfs) = sibling.get("lfs").filter(|lfs| lfs.is_object()) {
         let sha256 = text(lfs, "sha256").filter(|s| is_hex(s, 64))?;
@@ -146,11 +123,7 @@ fn found(names: &[&str]) -> String {
         return "the repository is empty".to_owned();
     }
     let shown: Vec<String> = names.iter().take(8).map(|n| printable(n, 60)).collect();
-    let more = if names.len() > shown.len() {
-        ", …"
-    } else {
-        ""
-    };
+    let more = if names.len() > shown.len() { ", …" } else { "" };
     format!("found {}{more}", shown.join(", "))
 }
 
@@ -174,21 +147,12 @@ mod tests {
         ))
         .unwrap();
         let names: Vec<&str> = list.entries.iter().map(|e| e.name.as_str()).collect();
-        assert_eq!(
-            names,
-            ["config.json", "tokenizer.json", "model.safetensors"]
-        );
+        assert_eq!(names, ["config.json", "tokenizer.json", "model.safetensors"]);
         let config = list.entries[0].known.clone().unwrap();
-        assert_eq!(
-            (config.size, config.check),
-            (3, Check::Git(COMMIT.to_owned()))
-        );
+        assert_eq!((config.size, config.check), (3, Check::Git(COMMIT.to_owned())));
         assert!(list.entries[1].known.is_none());
         let model = list.entries[2].known.clone().unwrap();
-        assert_eq!(
-            (model.size, model.etag, model.check),
-            (9, sha.clone(), Check::Sha256(sha))
-        );
+        assert_eq!((model.size, model.etag, model.check), (9, sha.clone(), Check::Sha256(sha)));
     }
 
     #[test]
@@ -213,11 +177,7 @@ mod tests {
     #[test]
     fn tags_that_are_no_file_names() {
         let with = |etag: &str| {
-            let linked = Linked {
-                etag: Some(etag.to_owned()),
-                size: Some(1),
-                ..Linked::default()
-            };
+            let linked = Linked { etag: Some(etag.to_owned()), size: Some(1), ..Linked::default() };
             RemoteFile::from_headers("x", &linked)
         };
         assert!(with("../x").is_err() && with("").is_err() && with("a.lock").is_err());

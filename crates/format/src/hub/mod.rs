@@ -179,11 +179,7 @@ impl Hub {
     ) -> Result<std::result::Result<(String, Vec<RemoteFile>), Failure>> {
         let stop = Arc::new(AtomicBool::new(false));
         // With a copy at hand there is no reason to insist.
-        let retries = if cached {
-            self.settings.retries.min(1)
-        } else {
-            self.settings.retries
-        };
+        let retries = if cached { self.settings.retries.min(1) } else { self.settings.retries };
         let reader = self.reader(&stop, retries);
         let url = format!(
             "{}/api/models/{id}/revision/{}?blobs=true",
@@ -247,16 +243,9 @@ impl Hub {
         let needed: BTreeMap<&str, u64> = files
             .iter()
             .filter(|file| !layout.linked(commit, file) && !layout.has_blob(file))
-            .map(|file| {
-                (
-                    file.etag.as_str(),
-                    file.size.saturating_sub(resumable(layout, file)),
-                )
-            })
+            .map(|file| (file.etag.as_str(), file.size.saturating_sub(resumable(layout, file))))
             .collect();
-        let needed = needed
-            .values()
-            .fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+        let needed = needed.values().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
         need_space(layout.repo(), needed)?;
 
         let files = files
@@ -308,8 +297,7 @@ impl Hub {
                 }
             },
             Kind::Busy | Kind::Broken if file.is_some() => {
-                "gave up after several attempts; what was fetched is kept, run again to go on"
-                    .to_owned()
+                "gave up after several attempts; what was fetched is kept, run again to go on".to_owned()
             }
             Kind::Busy | Kind::Broken => format!(
                 "{id} is not complete in the cache {} either; check the network, or set HF_ENDPOINT to a mirror",
@@ -321,28 +309,20 @@ impl Hub {
             Some(file) => file_url(endpoint, id, revision, file),
             None => format!("{endpoint}/{id}"),
         };
-        Error::Hub {
-            url,
-            what: format!("{what}; {help}"),
-        }
+        Error::Hub { url, what: format!("{what}; {help}") }
     }
 }
 
 /// Says nothing of the token.
 impl std::fmt::Debug for Hub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hub")
-            .field("settings", &self.settings)
-            .finish_non_exhaustive()
+        f.debug_struct("Hub").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
 fn model(id: &str, revision: Option<&str>) -> Result<(RepoId, String)> {
     let (repo, inside) = RepoId::parse(id)?;
-    let bad = |what: String| Error::Hub {
-        url: repo.to_string(),
-        what,
-    };
+    let bad = |what: String| Error::Hub { url: repo.to_string(), what };
     if let Some(revision) = revision {
         check_revision(revision).map_err(bad)?;
     }
@@ -358,15 +338,9 @@ fn model(id: &str, revision: Option<&str>) -> Result<(RepoId, String)> {
 }
 
 fn file_url(endpoint: &str, id: &RepoId, commit: &str, name: &str) -> String {
-    format!(
-        "{endpoint}/{id}/resolve/{}/{}",
-        encode_segment(commit),
-        encode_path(name)
-    )
+    format!("{endpoint}/{id}/resolve/{}/{}", encode_segment(commit), encode_path(name))
 }
 
 fn stopped(id: &str) -> Error {
-    Error::Cancelled {
-        what: format!("the download of {id}"),
-    }
+    Error::Cancelled { what: format!("the download of {id}") }
 }

@@ -112,9 +112,7 @@ pub(super) fn wanted(name: &str) -> bool {
     }
     let lower = name.to_ascii_lowercase();
     let suffix = |list: &[&str]| list.iter().any(|s| lower.ends_with(s));
-    if suffix(&[
-        ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx", ".py",
-    ]) {
+    if suffix(&[".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx", ".py"]) {
         return false;
     }
     let exact = [
@@ -126,22 +124,14 @@ pub(super) fn wanted(name: &str) -> bool {
         "merges.txt",
     ];
     exact.contains(&name)
-        || suffix(&[
-            ".safetensors",
-            ".safetensors.index.json",
-            ".model",
-            ".tiktoken",
-        ])
+        || suffix(&[".safetensors", ".safetensors.index.json", ".model", ".tiktoken"])
         || lower.starts_with("tokenizer")
         || lower.starts_with("chat_template")
 }
 
 /// Percent-encodes a path, keeping its slashes.
 pub(super) fn encode_path(path: &str) -> String {
-    path.split('/')
-        .map(encode_segment)
-        .collect::<Vec<_>>()
-        .join("/")
+    path.split('/').map(encode_segment).collect::<Vec<_>>().join("/")
 }
 
 /// Percent-encodes everything but the characters that are free in a URL (RFC 3986, section 2.3).
@@ -159,11 +149,7 @@ pub(super) fn encode_segment(text: &str) -> String {
 
 /// Text of a stranger, cut and cleaned for a message on a terminal.
 pub(super) fn printable(text: &str, limit: usize) -> String {
-    let mut out: String = text
-        .chars()
-        .take(limit)
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect();
+    let mut out: String = text.chars().take(limit).map(|c| if c.is_control() { '?' } else { c }).collect();
     if text.chars().nth(limit).is_some() {
         out.push('…');
     }
@@ -183,8 +169,8 @@ mod tests {
         let pr = RepoId::parse("a/b@refs/pr/1").unwrap().1;
         assert_eq!(pr.as_deref(), Some("refs/pr/1"));
         for bad in [
-            "", "/", "a/", "/b", "a/b/c", "../b", "a/..", "a/.b", "a--b/c", "a b/c", "a/b\n",
-            "a/b@", "a/b@../c", "a/b@/c", "a/b@c//d", "ä/b", "a\\b", "C:/b", "a/b@c\\d",
+            "", "/", "a/", "/b", "a/b/c", "../b", "a/..", "a/.b", "a--b/c", "a b/c", "a/b\n", "a/b@",
+            "a/b@../c", "a/b@/c", "a/b@c//d", "ä/b", "a\\b", "C:/b", "a/b@c\\d",
         ] {
             let error = RepoId::parse(bad).expect_err(bad);
             assert!(error.to_string().contains("model id"), "{bad}: {error}");
@@ -193,18 +179,7 @@ mod tests {
 
     #[test]
     fn hostile_file_names() {
-        for bad in [
-            "",
-            "/etc/passwd",
-            "../x",
-            "a/../b",
-            "a//b",
-            "./a",
-            "a\\b",
-            "C:/x",
-            "a\0b",
-            "a/.",
-        ] {
+        for bad in ["", "/etc/passwd", "../x", "a/../b", "a//b", "./a", "a\\b", "C:/x", "a\0b", "a/."] {
             assert!(check_path(bad).is_err(), "{bad:?}");
         }
         for good in ["config.json", "a/b.c", "模型.safetensors", "..a", "a b"] {

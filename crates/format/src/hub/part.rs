@@ -26,9 +26,7 @@ impl Ranges {
         // All ranges that touch the new one melt into it.
         let first = self.0.partition_point(|r| r.1 < start);
         let last = self.0.partition_point(|r| r.0 <= end);
-        let merged = self.0[first..last]
-            .iter()
-            .fold((start, end), |m, r| (m.0.min(r.0), m.1.max(r.1)));
+        let merged = self.0[first..last].iter().fold((start, end), |m, r| (m.0.min(r.0), m.1.max(r.1)));
         self.0.splice(first..last, [merged]);
         self.bytes() - before
     }
@@ -116,8 +114,7 @@ impl Part {
             let value: Value = serde_json::from_slice(&fs::read(journal).ok()?).ok()?;
             let length = fs::metadata(path).ok()?.len();
             let same = value.get("size")?.as_u64()? == size && length == size;
-            same.then(|| Ranges::parse(value.get("done")?, size))
-                .flatten()
+            same.then(|| Ranges::parse(value.get("done")?, size)).flatten()
         };
         read().unwrap_or_default()
     }
@@ -125,19 +122,12 @@ impl Part {
     /// Writes bytes; says how many were not there before.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<u64> {
         let len = bytes.len() as u64;
-        let end = offset
-            .checked_add(len)
-            .filter(|end| *end <= self.size)
-            .ok_or_else(|| {
-                Error::malformed(
-                    &self.path,
-                    format!("{len} bytes at {offset} of {}", self.size),
-                )
-            })?;
-        self.file.write_all_at(bytes, offset).map_err(Error::io(
-            &self.path,
-            format!("writing {len} bytes at {offset}"),
-        ))?;
+        let end = offset.checked_add(len).filter(|end| *end <= self.size).ok_or_else(|| {
+            Error::malformed(&self.path, format!("{len} bytes at {offset} of {}", self.size))
+        })?;
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(Error::io(&self.path, format!("writing {len} bytes at {offset}")))?;
         let new = self.done.add(offset, end);
         self.dirty = true;
         if self.saved.is_none_or(|at| at.elapsed() >= SAVE_EVERY) {
@@ -182,18 +172,14 @@ impl Part {
         temporary.push(".new");
         let temporary = PathBuf::from(temporary);
         fs::write(&temporary, text).map_err(Error::io(&temporary, "noting the progress"))?;
-        fs::rename(&temporary, &self.journal)
-            .map_err(Error::io(&self.journal, "noting the progress"))?;
+        fs::rename(&temporary, &self.journal).map_err(Error::io(&self.journal, "noting the progress"))?;
         self.saved = Some(Instant::now());
         self.dirty = false;
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
-        self.file.set_len(len).map_err(Error::io(
-            &self.path,
-            format!("setting the length to {len}"),
-        ))
+        self.file.set_len(len).map_err(Error::io(&self.path, format!("setting the length to {len}")))
     }
 }
 
@@ -209,9 +195,7 @@ impl Drop for Part {
 
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io(path, "deleting the file")(e))
-        }
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, "deleting the file")(e)),
         _ => Ok(()),
     }
 }

@@ -115,12 +115,7 @@ impl Reader {
             let failure = failure.ok_or(None)?;
             // A request that brought bytes was no failure, however it ended.
             attempt = if job.start > before { 1 } else { attempt + 1 };
-            tracing::debug!(
-                url = job.target.url,
-                at = job.start,
-                what = failure.what,
-                "request failed"
-            );
+            tracing::debug!(url = job.target.url, at = job.start, what = failure.what, "request failed");
             self.rest(attempt, failure)?;
         }
         Ok(())
@@ -129,18 +124,9 @@ impl Reader {
     fn attempt(&self, job: &mut Job, out: &Sender<Message>) -> Result<(), Option<Failure>> {
         let send = |message| out.send(message).map_err(|_| None);
         let target = Arc::clone(&job.target);
-        let (response, linked, parts) = self
-            .client
-            .range(&target.url, (job.start, job.end, target.size))?;
-        if linked
-            .commit
-            .as_ref()
-            .is_some_and(|commit| *commit != target.commit)
-        {
-            return Err(Some(Failure::new(
-                Kind::Refused,
-                "the server sends another commit than it listed",
-            )));
+        let (response, linked, parts) = self.client.range(&target.url, (job.start, job.end, target.size))?;
+        if linked.commit.as_ref().is_some_and(|commit| *commit != target.commit) {
+            return Err(Some(Failure::new(Kind::Refused, "the server sends another commit than it listed")));
         }
         if let (Some(found), Some(expected)) = (&linked.sha256, &target.sha256) {
             if found != expected {
@@ -153,19 +139,14 @@ impl Reader {
             if !parts {
                 job.end = target.size;
             }
-            send(Message::Probed {
-                file: job.file,
-                parts,
-            })?;
+            send(Message::Probed { file: job.file, parts })?;
         }
         let mut body = response.into_body().into_reader();
         if !parts {
             self.discard(&mut body, job.start)?;
         }
         while job.start < job.end {
-            let want = usize::try_from(job.end - job.start)
-                .unwrap_or(CHUNK)
-                .min(CHUNK);
+            let want = usize::try_from(job.end - job.start).unwrap_or(CHUNK).min(CHUNK);
             let mut bytes = vec![0; want];
             let mut filled = 0;
             let since = Instant::now();
@@ -183,11 +164,7 @@ impl Reader {
             }
             if filled > 0 {
                 bytes.truncate(filled);
-                send(Message::Data {
-                    file: job.file,
-                    offset: job.start,
-                    bytes,
-                })?;
+                send(Message::Data { file: job.file, offset: job.start, bytes })?;
                 job.start += filled as u64;
             }
             if let Some(failure) = failure.filter(|_| job.start < job.end) {
@@ -243,31 +220,19 @@ struct Alarm<'a> {
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            let failure = Failure::new(
-                Kind::Refused,
-                "the thread that read it failed; please report this",
-            );
-            let _ = self.out.send(Message::Failed {
-                file: self.file,
-                failure,
-            });
+            let failure = Failure::new(Kind::Refused, "the thread that read it failed; please report this");
+            let _ = self.out.send(Message::Failed { file: self.file, failure });
         }
     }
 }
 
 fn cut(at: u64, end: u64) -> Failure {
-    Failure::new(
-        Kind::Broken,
-        format!("the connection ended at byte {at} of {end}"),
-    )
+    Failure::new(Kind::Broken, format!("the connection ended at byte {at} of {end}"))
 }
 
 fn broken(error: std::io::Error) -> Failure {
     // ureq hands its own errors through as the inside of an I/O error.
-    match error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<ureq::Error>())
-    {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>()) {
         Some(inner) => Failure::new(Kind::Broken, inner.to_string()),
         None => Failure::new(Kind::Broken, error.to_string()),
     }

@@ -74,11 +74,7 @@ impl Settings {
     ///
     /// Fails if no variable says where the cache is.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Settings> {
-        let get = |name: &str| {
-            var(name)
-                .map(|v| v.trim().to_owned())
-                .filter(|v| !v.is_empty())
-        };
+        let get = |name: &str| var(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
         let any = |names: &[&str]| names.iter().find_map(|n| get(n));
         let user = get("HOME").or_else(|| get("USERPROFILE"));
         // A shell leaves `~` alone inside quotes; the other tools expand it too.
@@ -90,16 +86,14 @@ impl Settings {
         let home = get("HF_HOME")
             .map(path)
             .or_else(|| get("XDG_CACHE_HOME").map(|dir| path(dir).join("huggingface")))
-            .or_else(|| {
-                user.as_ref()
-                    .map(|dir| PathBuf::from(dir).join(".cache/huggingface"))
-            })
+            .or_else(|| user.as_ref().map(|dir| PathBuf::from(dir).join(".cache/huggingface")))
             .or_else(|| cache.clone())
             .ok_or_else(|| Error::Hub {
                 url: "cache folder".to_owned(),
-                what: "none of HF_HOME, HF_HUB_CACHE, XDG_CACHE_HOME and HOME is set; set HF_HOME to a folder \
+                what:
+                    "none of HF_HOME, HF_HUB_CACHE, XDG_CACHE_HOME and HOME is set; set HF_HOME to a folder \
                        with room for models"
-                    .to_owned(),
+                        .to_owned(),
             })?;
 
         let mut settings = Settings::new(home);
@@ -110,23 +104,14 @@ impl Settings {
         let implicit = !get("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(|v| truthy(&v));
         if implicit {
             settings.token = any(&["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]);
-            settings.token_file = get("HF_TOKEN_PATH")
-                .map(path)
-                .or_else(|| Some(settings.home.join("token")));
+            settings.token_file =
+                get("HF_TOKEN_PATH").map(path).or_else(|| Some(settings.home.join("token")));
         }
-        settings.offline =
-            any(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]).is_some_and(|v| truthy(&v));
-        settings.proxy = any(&[
-            "HTTPS_PROXY",
-            "https_proxy",
-            "ALL_PROXY",
-            "all_proxy",
-            "HTTP_PROXY",
-            "http_proxy",
-        ]);
+        settings.offline = any(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]).is_some_and(|v| truthy(&v));
+        settings.proxy =
+            any(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HTTP_PROXY", "http_proxy"]);
         settings.no_proxy = any(&["NO_PROXY", "no_proxy"]);
-        settings.certificates =
-            any(&["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]).map(path);
+        settings.certificates = any(&["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]).map(path);
         if let Some(seconds) = get("HF_HUB_DOWNLOAD_TIMEOUT") {
             settings.timeout = seconds
                 .parse()
@@ -166,10 +151,7 @@ impl fmt::Debug for Settings {
 }
 
 fn truthy(value: &str) -> bool {
-    matches!(
-        value.to_ascii_lowercase().as_str(),
-        "1" | "on" | "yes" | "true"
-    )
+    matches!(value.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true")
 }
 
 #[cfg(test)]
@@ -177,11 +159,7 @@ mod tests {
     use super::*;
 
     fn vars(list: &[(&str, &str)]) -> Result<Settings> {
-        Settings::from_vars(|name| {
-            list.iter()
-                .find(|(n, _)| *n == name)
-                .map(|(_, v)| (*v).to_owned())
-        })
+        Settings::from_vars(|name| list.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
     }
 
     #[test]
@@ -194,12 +172,7 @@ mod tests {
 
         let xdg = vars(&[("HOME", "/home/u"), ("XDG_CACHE_HOME", "/x")]).unwrap();
         assert_eq!(xdg.cache, PathBuf::from("/x/huggingface/hub"));
-        let home = vars(&[
-            ("HOME", "/home/u"),
-            ("XDG_CACHE_HOME", "/x"),
-            ("HF_HOME", "~/hf"),
-        ])
-        .unwrap();
+        let home = vars(&[("HOME", "/home/u"), ("XDG_CACHE_HOME", "/x"), ("HF_HOME", "~/hf")]).unwrap();
         assert_eq!(home.cache, PathBuf::from("/home/u/hf/hub"));
         let cache = vars(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/h")]).unwrap();
         assert_eq!((cache.cache, cache.home), ("/c".into(), "/h".into()));
@@ -231,12 +204,8 @@ mod tests {
 
         let unset = vars(&[("HF_HOME", "/h"), ("HF_HUB_OFFLINE", "0")]).unwrap();
         assert!(!unset.offline && unset.token.is_none());
-        let barred = vars(&[
-            ("HF_HOME", "/h"),
-            ("HF_TOKEN", "hf_x"),
-            ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"),
-        ])
-        .unwrap();
+        let barred =
+            vars(&[("HF_HOME", "/h"), ("HF_TOKEN", "hf_x"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).unwrap();
         assert!(barred.token.is_none() && barred.token_file.is_none());
         assert!(vars(&[("HF_HOME", "/h"), ("HF_HUB_DOWNLOAD_TIMEOUT", "soon")]).is_err());
     }
