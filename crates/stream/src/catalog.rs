@@ -78,10 +78,7 @@ impl Catalog {
     /// Finds a tensor by the names of its unit and itself.
     pub fn find(&self, unit: &str, tensor: &str) -> Option<TensorId> {
         let unit = self.units.iter().position(|u| u.name == unit)?;
-        let tensor = self.units[unit]
-            .tensors
-            .iter()
-            .position(|t| t.name == tensor)?;
+        let tensor = self.units[unit].tensors.iter().position(|t| t.name == tensor)?;
         Some(TensorId { unit, tensor })
     }
 }

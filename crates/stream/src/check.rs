@@ -25,11 +25,7 @@ pub struct Checks {
 impl Checks {
     /// Nothing was read yet.
     pub fn new(catalog: &Catalog, cut: &Cut) -> Self {
-        let rows = |&id| {
-            catalog
-                .get(id)
-                .map_or(0, |tensor: &Tensor| tensor.rows as u64)
-        };
+        let rows = |&id| catalog.get(id).map_or(0, |tensor: &Tensor| tensor.rows as u64);
         let mut first_entry = Vec::with_capacity(cut.stripes.len());
         let mut entry = 0;
         for stripe in &cut.stripes {
@@ -42,23 +38,13 @@ impl Checks {
         }
         Self {
             seen: cut.stripes.iter().map(|_| AtomicBool::new(false)).collect(),
-            entries: catalog
-                .pass
-                .iter()
-                .map(|id| (AtomicU64::new(0), AtomicU64::new(rows(id))))
-                .collect(),
+            entries: catalog.pass.iter().map(|id| (AtomicU64::new(0), AtomicU64::new(rows(id)))).collect(),
             first_entry,
         }
     }
 
     /// Counts a stripe that was just read; compares each tensor that it completes.
-    pub fn check(
-        &self,
-        shared: &Shared,
-        index: usize,
-        stripe: &Stripe,
-        bytes: &[u8],
-    ) -> Result<()> {
+    pub fn check(&self, shared: &Shared, index: usize, stripe: &Stripe, bytes: &[u8]) -> Result<()> {
         if self.seen[index].swap(true, Ordering::Relaxed) {
             return Ok(());
         }
@@ -76,13 +62,7 @@ impl Checks {
             // AcqRel orders every reader's sum before the read by whoever brings the last rows.
             let count = part.count as u64;
             if missing.fetch_sub(count, Ordering::AcqRel) == count {
-                compare(
-                    shared,
-                    part.id,
-                    tensor,
-                    expected,
-                    total.load(Ordering::Relaxed),
-                )?;
+                compare(shared, part.id, tensor, expected, total.load(Ordering::Relaxed))?;
             }
         }
         Ok(())
@@ -94,19 +74,11 @@ fn row_sum(bytes: &[u8], row: usize, first: usize) -> u64 {
     bytes
         .chunks_exact(row)
         .zip(first as u64..)
-        .fold(0, |sum: u64, (row, index)| {
-            sum.wrapping_add(xxh3_64_with_seed(row, index))
-        })
+        .fold(0, |sum: u64, (row, index)| sum.wrapping_add(xxh3_64_with_seed(row, index)))
 }
 
 /// Refuses a tensor whose sum differs.
-fn compare(
-    shared: &Shared,
-    id: TensorId,
-    tensor: &Tensor,
-    expected: u64,
-    found: u64,
-) -> Result<()> {
+fn compare(shared: &Shared, id: TensorId, tensor: &Tensor, expected: u64, found: u64) -> Result<()> {
     if expected == found {
         return Ok(());
     }
@@ -119,12 +91,7 @@ fn compare(
 }
 
 /// Reads a tensor that no pass streams, compares its checksum, and keeps it if `pin` says so.
-pub fn load(
-    shared: &Shared,
-    id: TensorId,
-    tensor: &Tensor,
-    pin: bool,
-) -> Result<Option<Slot<Ready>>> {
+pub fn load(shared: &Shared, id: TensorId, tensor: &Tensor, pin: bool) -> Result<Option<Slot<Ready>>> {
     const CHUNK: usize = 4 << 20;
     let row = tensor.row_bytes();
     let rows_at_once = (CHUNK / row).max(1);
@@ -164,10 +131,7 @@ pub fn check_catalog(catalog: &Catalog, source: &dyn LayerSource) -> Result<()> 
             let what = format!("{}.{}", unit.name, tensor.name);
             if tensor.file >= source.files() {
                 let files = source.files();
-                return Err(Error::Catalog(format!(
-                    "{what} is in file {}, there are {files}",
-                    tensor.file
-                )));
+                return Err(Error::Catalog(format!("{what} is in file {}, there are {files}", tensor.file)));
             }
             if tensor.rows == 0 || tensor.row_bytes() == 0 {
                 return Err(Error::Catalog(format!("{what} is empty")));
@@ -185,9 +149,7 @@ pub fn check_catalog(catalog: &Catalog, source: &dyn LayerSource) -> Result<()> 
         }
     }
     match catalog.pass.iter().find(|&&id| catalog.get(id).is_none()) {
-        Some(id) => Err(Error::Catalog(format!(
-            "the pass names {id:?}, which is not there"
-        ))),
+        Some(id) => Err(Error::Catalog(format!("the pass names {id:?}, which is not there"))),
         None => Ok(()),
     }
 }

@@ -3,6 +3,9 @@
 use crate::arena::ALIGNMENT;
 use crate::{Catalog, Error, Result, TensorId};
 
+/// Larger reads are not faster. Also the size of pinned stripes, whatever the ring's slots are.
+pub const LARGEST_STRIPE: usize = 16 << 20;
+
 /// Contiguous bytes of one file that hold whole rows of one or more consecutive tensors.
 ///
 /// The file's order is the order of use, so small tensors share a stripe with their neighbours and
@@ -49,25 +52,18 @@ impl Cut {
     /// Cuts `catalog.pass` into stripes that fit slots of `slot_bytes`; `pinned[unit]` marks the units
     /// that stay in memory.
     pub fn new(catalog: &Catalog, pinned: &[bool], slot_bytes: usize) -> Result<Self> {
-        let mut cut = Self {
-            stripes: Vec::new(),
-            streamed: Vec::new(),
-            starts: Vec::new(),
-        };
+        let mut cut = Self { stripes: Vec::new(), streamed: Vec::new(), starts: Vec::new() };
         let mut open: Option<Open> = None;
         for &id in &catalog.pass {
-            let tensor = catalog.get(id).ok_or_else(|| {
-                Error::Catalog(format!("the pass names {id:?}, which is not there"))
-            })?;
+            let tensor = catalog
+                .get(id)
+                .ok_or_else(|| Error::Catalog(format!("the pass names {id:?}, which is not there")))?;
             let row = tensor.row_bytes();
             let pin = pinned.get(id.unit).copied().unwrap_or(false);
+            let most = if pin { slot_bytes.max(LARGEST_STRIPE) } else { slot_bytes };
             let need = smallest_slot(row);
             if need > slot_bytes {
-                return Err(Error::SlotTooSmall {
-                    tensor: name(catalog, id),
-                    need,
-                    have: slot_bytes,
-                });
+                return Err(Error::SlotTooSmall { tensor: name(catalog, id), need, have: slot_bytes });
             }
             if tensor.rows == 0 || row == 0 {
                 return Err(Error::Catalog(format!("{} is empty", name(catalog, id))));
@@ -76,33 +72,21 @@ impl Cut {
             while first < tensor.rows {
                 let offset = tensor.offset + (first * row) as u64;
                 let fits = match &open {
-                    Some(run) if run.follows(tensor.file, offset, pin) => {
-                        run.room(offset, slot_bytes) / row
-                    }
+                    Some(run) if run.follows(tensor.file, offset, pin) => run.room(offset, most) / row,
                     _ => 0,
                 };
                 if fits == 0 {
                     cut.close(open.take());
-                    open = Some(Open {
-                        file: tensor.file,
-                        start: offset,
-                        end: offset,
-                        pin,
-                        parts: Vec::new(),
-                    });
+                    open =
+                        Some(Open { file: tensor.file, start: offset, end: offset, pin, parts: Vec::new() });
                 }
                 if let Some(run) = &mut open {
-                    let count = (run.room(offset, slot_bytes) / row).min(tensor.rows - first);
+                    let count = (run.room(offset, most) / row).min(tensor.rows - first);
                     if first == 0 {
                         cut.starts.push(cut.stripes.len());
                     }
                     let at = (offset - align_down(run.start)) as usize;
-                    run.parts.push(Part {
-                        id,
-                        first,
-                        count,
-                        at,
-                    });
+                    run.parts.push(Part { id, first, count, at });
                     run.end = offset + (count * row) as u64;
                     first += count;
                 }
@@ -119,13 +103,7 @@ impl Cut {
         if !run.pin {
             self.streamed.push(self.stripes.len());
         }
-        self.stripes.push(Stripe {
-            file: run.file,
-            offset,
-            len,
-            parts: run.parts,
-            pinned: run.pin,
-        });
+        self.stripes.push(Stripe { file: run.file, offset, len, parts: run.parts, pinned: run.pin });
     }
 }
 
@@ -153,10 +131,7 @@ struct Open {
 impl Open {
     /// Whether rows at `offset` may join: same file, same tier, and right behind, padding allowed.
     fn follows(&self, file: usize, offset: u64, pin: bool) -> bool {
-        self.file == file
-            && self.pin == pin
-            && offset >= self.end
-            && offset - self.end < ALIGNMENT as u64
+        self.file == file && self.pin == pin && offset >= self.end && offset - self.end < ALIGNMENT as u64
     }
 
     /// Bytes from `offset` to the end of a slot that starts at this run's aligned start.
@@ -196,15 +171,9 @@ mod tests {
                 pass.push(TensorId { unit: u, tensor: t });
                 tensor
             });
-            Unit {
-                name: format!("u{u}"),
-                tensors: tensors.collect(),
-            }
+            Unit { name: format!("u{u}"), tensors: tensors.collect() }
         });
-        Catalog {
-            units: units.collect(),
-            pass,
-        }
+        Catalog { units: units.collect(), pass }
     }
 
     proptest! {
@@ -220,7 +189,8 @@ mod tests {
             let cut = Cut::new(&catalog, &pinned, slot).unwrap();
             let mut seen = Vec::new();
             for (index, stripe) in cut.stripes.iter().enumerate() {
-                prop_assert!(stripe.len <= slot);
+                let most = if stripe.pinned { LARGEST_STRIPE } else { slot };
+                prop_assert!(stripe.len <= most);
                 prop_assert_eq!(stripe.offset % ALIGNMENT as u64, 0);
                 prop_assert_eq!(stripe.len % ALIGNMENT, 0);
                 prop_assert_eq!(cut.streamed.contains(&index), !stripe.pinned);
@@ -249,16 +219,6 @@ mod tests {
     fn a_row_that_fits_no_slot_is_refused_with_numbers() {
         let catalog = catalog(&[vec![(3, 3000, 0)]]);
         let error = Cut::new(&catalog, &[false], 8192).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                Error::SlotTooSmall {
-                    need: 16384,
-                    have: 8192,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, Error::SlotTooSmall { need: 16384, have: 8192, .. }), "{error}");
     }
 }

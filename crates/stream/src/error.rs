@@ -33,9 +33,7 @@ pub enum Error {
         have: usize,
     },
     /// Bytes are not what was written: the file changed after it was prepared.
-    #[error(
-        "{file}: {tensor} is damaged: checksum {found:016x}, the manifest says {expected:016x}"
-    )]
+    #[error("{file}: {tensor} is damaged: checksum {found:016x}, the manifest says {expected:016x}")]
     Checksum {
         /// The file.
         file: String,

@@ -17,7 +17,7 @@ use crate::ring::Ring;
 use crate::sync::{Mutex, lock};
 use crate::timeline::{Activity, Event, Timeline};
 use crate::upload::Uploads;
-use crate::{Catalog, Error, Result, Tensor, TensorId};
+use crate::{Catalog, Error, Plan, Result, Tensor, TensorId};
 use airllm_format::LayerSource;
 use airllm_kernels::Memory;
 use std::collections::{HashMap, VecDeque};
@@ -49,6 +49,19 @@ pub struct Options {
     pub readers: usize,
     /// Where lanes record what they do.
     pub timeline: Arc<Timeline>,
+}
+
+impl Options {
+    /// The layout that a plan chose.
+    pub fn of(plan: &Plan, timeline: Arc<Timeline>) -> Self {
+        Self {
+            pinned: plan.pinned.clone(),
+            slots: plan.slots,
+            slot_bytes: plan.slot_bytes,
+            readers: plan.readers,
+            timeline,
+        }
+    }
 }
 
 /// What has been moved so far. Deterministic but for the times.
@@ -116,16 +129,8 @@ impl<M: Memory> Pipeline<M> {
                 cut.streamed.len()
             )));
         }
-        let slots = if cut.streamed.is_empty() {
-            0
-        } else {
-            options.slots
-        };
-        let sizes: Vec<_> = cut
-            .stripes
-            .iter()
-            .map(|s| if s.pinned { s.len } else { 0 })
-            .collect();
+        let slots = if cut.streamed.is_empty() { 0 } else { options.slots };
+        let sizes: Vec<_> = cut.stripes.iter().map(|s| if s.pinned { s.len } else { 0 }).collect();
         let own = arena::carve(&sizes)?.into_iter().map(Some).collect();
         let shared = Arc::new(Shared {
             source: SourceBox(source),
@@ -184,13 +189,8 @@ impl<M: Memory> Pipeline<M> {
         let mut done = 0;
         while done < rows {
             let parts = &shared.cut.stripes[stripe].parts;
-            let Some(index) = parts
-                .iter()
-                .position(|part| part.id == id && part.first == done)
-            else {
-                return Err(
-                    Error::Catalog(format!("{} was cut badly", name(&shared.catalog, id))).into(),
-                );
+            let Some(index) = parts.iter().position(|part| part.id == id && part.first == done) else {
+                return Err(Error::Catalog(format!("{} was cut badly", name(&shared.catalog, id))).into());
             };
             let part = parts[index];
             self.acquire(stripe)?;
@@ -218,10 +218,7 @@ impl<M: Memory> Pipeline<M> {
         F: FnOnce(M::View<'_>) -> Result<(), E>,
     {
         let shared = self.shared.clone();
-        let tensor = shared
-            .catalog
-            .get(id)
-            .ok_or_else(|| Error::Catalog(format!("{id:?} is not there")))?;
+        let tensor = shared.catalog.get(id).ok_or_else(|| Error::Catalog(format!("{id:?} is not there")))?;
         let row_bytes = tensor.row_bytes();
         let mut bytes = vec![0; rows.len() * row_bytes];
         let mut scratch: Option<Slot<Filling>> = None;
@@ -229,12 +226,7 @@ impl<M: Memory> Pipeline<M> {
         for (index, &row) in rows.iter().enumerate() {
             if row as usize >= tensor.rows {
                 let tensor_name = name(&shared.catalog, id);
-                return Err(Error::Row {
-                    tensor: tensor_name,
-                    row: row as usize,
-                    rows: tensor.rows,
-                }
-                .into());
+                return Err(Error::Row { tensor: tensor_name, row: row as usize, rows: tensor.rows }.into());
             }
             let to = index * row_bytes;
             if let Some(&earlier) = found.get(&row) {
@@ -326,10 +318,7 @@ impl<M: Memory> Pipeline<M> {
     /// Bytes that every pass reads once the pinned units are in memory.
     pub fn streamed_bytes(&self) -> u64 {
         let cut = &self.shared.cut;
-        cut.streamed
-            .iter()
-            .map(|&stripe| cut.stripes[stripe].len as u64)
-            .sum()
+        cut.streamed.iter().map(|&stripe| cut.stripes[stripe].len as u64).sum()
     }
 
     fn expect(&mut self, id: TensorId) -> Result<()> {
@@ -356,9 +345,7 @@ impl<M: Memory> Pipeline<M> {
 
     /// Makes sure that the stripe's bytes are at hand, in `kept` or in `lease`.
     fn acquire(&mut self, stripe: usize) -> Result<()> {
-        if self.kept[stripe].is_some()
-            || self.lease.as_ref().is_some_and(|(held, _)| *held == stripe)
-        {
+        if self.kept[stripe].is_some() || self.lease.as_ref().is_some_and(|(held, _)| *held == stripe) {
             return Ok(());
         }
         let start = self.shared.timeline.now();
@@ -384,13 +371,7 @@ impl<M: Memory> Pipeline<M> {
         Ok(())
     }
 
-    fn lend<E, F>(
-        &mut self,
-        stripe: usize,
-        part: Part,
-        row_bytes: usize,
-        f: &mut F,
-    ) -> Result<(), E>
+    fn lend<E, F>(&mut self, stripe: usize, part: Part, row_bytes: usize, f: &mut F) -> Result<(), E>
     where
         E: From<Error>,
         F: FnMut(Rows<M::View<'_>>) -> Result<(), E>,
@@ -402,19 +383,11 @@ impl<M: Memory> Pipeline<M> {
         let start = self.shared.timeline.now();
         let bytes = &slot.bytes()[part.at..part.at + part.count * row_bytes];
         let lent = bytes.len() as u64;
-        let rows = |data| Rows {
-            data,
-            first: part.first,
-            count: part.count,
-        };
+        let rows = |data| Rows { data, first: part.first, count: part.count };
         match self.device.host_view(bytes) {
             Some(view) => f(rows(view))?,
             None => self.uploads.lend(&self.device, bytes, |view| {
-                f(Rows {
-                    data: view,
-                    first: part.first,
-                    count: part.count,
-                })
+                f(Rows { data: view, first: part.first, count: part.count })
             })?,
         }
         let end = self.shared.timeline.now();
@@ -427,15 +400,7 @@ impl<M: Memory> Pipeline<M> {
     fn record(&self, activity: Activity, stripe: usize, start: u64, end: u64, bytes: u64) {
         let unit = self.shared.cut.stripes[stripe].parts[0].id.unit;
         let pass = self.pass;
-        self.shared.timeline.record(Event {
-            lane: 0,
-            activity,
-            pass,
-            unit,
-            start,
-            end,
-            bytes,
-        });
+        self.shared.timeline.record(Event { lane: 0, activity, pass, unit, start, end, bytes });
     }
 
     /// Ends the lease of a streamed stripe; a pinned one stays.
@@ -469,12 +434,7 @@ impl<M: Memory> Pipeline<M> {
             return slot.bytes().get(row * row_bytes..(row + 1) * row_bytes);
         }
         let cut = &self.shared.cut;
-        let entry = self
-            .shared
-            .catalog
-            .pass
-            .iter()
-            .position(|&other| other == id)?;
+        let entry = self.shared.catalog.pass.iter().position(|&other| other == id)?;
         let first = *cut.starts.get(entry)?;
         for (stripe, kept) in cut.stripes.iter().zip(&self.kept).skip(first) {
             let part = stripe.parts.iter().find(|part| part.id == id)?;
@@ -489,18 +449,9 @@ impl<M: Memory> Pipeline<M> {
     /// Checks tensors that no pass streams, and keeps those of pinned units.
     fn load_gathered(&mut self, pinned: &[bool]) -> Result<()> {
         let shared = self.shared.clone();
-        for (unit, tensors) in shared
-            .catalog
-            .units
-            .iter()
-            .map(|unit| &unit.tensors)
-            .enumerate()
-        {
+        for (unit, tensors) in shared.catalog.units.iter().map(|unit| &unit.tensors).enumerate() {
             for (index, tensor) in tensors.iter().enumerate() {
-                let id = TensorId {
-                    unit,
-                    tensor: index,
-                };
+                let id = TensorId { unit, tensor: index };
                 let pin = pinned.get(unit).copied().unwrap_or(false);
                 if shared.catalog.pass.contains(&id) || (!pin && tensor.checksum.is_none()) {
                     continue;

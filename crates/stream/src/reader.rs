@@ -67,21 +67,22 @@ impl Shared {
         }
     }
 
-    /// Reads `buf.len()` bytes, trying again where that can help.
+    /// Reads `buf.len()` bytes, trying again where that can help; zeros past the end of the file.
     pub fn read(&self, file: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        // A source allows reads past its end only up to its own alignment.
+        let end = self.source.0.len(file).next_multiple_of(self.source.0.alignment().max(1) as u64);
+        let there = buf.len().min(usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX));
+        let (buf, beyond) = buf.split_at_mut(there);
+        beyond.fill(0);
         let mut attempt = 1;
         loop {
             let begun = self.timeline.now();
             let result = self.source.0.read_at(file, offset, buf);
-            self.counters
-                .busy
-                .fetch_add(self.timeline.now() - begun, Ordering::Relaxed);
+            self.counters.busy.fetch_add(self.timeline.now() - begun, Ordering::Relaxed);
             self.counters.reads.fetch_add(1, Ordering::Relaxed);
             match result {
                 Ok(()) => {
-                    self.counters
-                        .bytes
-                        .fetch_add(buf.len() as u64, Ordering::Relaxed);
+                    self.counters.bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
                     return Ok(());
                 }
                 Err(airllm_format::Error::Io { .. }) if attempt < ATTEMPTS => {
@@ -96,9 +97,9 @@ impl Shared {
     fn place(&self, number: u64) -> Place {
         match self.locate(number) {
             None => Place::Nowhere,
-            Some((_, stripe)) if self.cut.stripes[stripe].pinned => lock(&self.own)[stripe]
-                .take()
-                .map_or(Place::Nowhere, Place::Own),
+            Some((_, stripe)) if self.cut.stripes[stripe].pinned => {
+                lock(&self.own)[stripe].take().map_or(Place::Nowhere, Place::Own)
+            }
             Some(_) => Place::Ring,
         }
     }

@@ -56,19 +56,9 @@ struct State {
 impl Ring {
     /// A ring of the given slots.
     pub fn new(slots: Vec<Slot<Free>>) -> Self {
-        let state = State {
-            free: slots,
-            ready: BTreeMap::new(),
-            next: 0,
-            floor: 0,
-            failure: None,
-            closed: false,
-        };
-        Self {
-            state: Mutex::new(state),
-            freed: Condvar::new(),
-            arrived: Condvar::new(),
-        }
+        let state =
+            State { free: slots, ready: BTreeMap::new(), next: 0, floor: 0, failure: None, closed: false };
+        Self { state: Mutex::new(state), freed: Condvar::new(), arrived: Condvar::new() }
     }
 
     /// Claims the next stripe; waits for a free slot where it needs one. `None` when there is nothing
@@ -90,10 +80,7 @@ impl Ring {
                 state.next += 1;
                 // The next stripe may need no slot, or there may be another one: let the next reader look.
                 self.freed.notify_one();
-                return Some(Claim {
-                    number,
-                    slot: slot.fill(),
-                });
+                return Some(Claim { number, slot: slot.fill() });
             }
             state = wait(&self.freed, state);
         }
@@ -114,11 +101,7 @@ impl Ring {
     /// Says that a claimed stripe cannot be delivered. Nothing is claimed after it.
     pub fn fail(&self, number: u64, error: Error) {
         let mut state = lock(&self.state);
-        if state
-            .failure
-            .as_ref()
-            .is_none_or(|(first, _)| number < *first)
-        {
+        if state.failure.as_ref().is_none_or(|(first, _)| number < *first) {
             state.failure = Some((number, error));
         }
         self.freed.notify_all();
@@ -181,13 +164,9 @@ mod model_check {
 
     /// Reads stripes `0..count` in place of a disk: fills each slot with the stripe's number.
     fn reader(ring: &Ring, count: u64) {
-        while let Some(mut claim) = ring.claim(|number| {
-            if number < count {
-                Place::Ring
-            } else {
-                Place::Nowhere
-            }
-        }) {
+        while let Some(mut claim) =
+            ring.claim(|number| if number < count { Place::Ring } else { Place::Nowhere })
+        {
             claim.slot.bytes_mut()[0] = claim.number as u8 + 1;
             ring.deliver(claim.number, claim.slot);
         }
@@ -208,9 +187,7 @@ mod model_check {
                 assert_eq!(slot.bytes()[0], number as u8 + 1);
                 ring.release(slot);
             }
-            readers
-                .into_iter()
-                .for_each(|reader| reader.join().unwrap());
+            readers.into_iter().for_each(|reader| reader.join().unwrap());
         });
     }
 

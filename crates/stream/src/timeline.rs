@@ -51,11 +51,7 @@ const MOST_EVENTS: usize = 1 << 20;
 impl Timeline {
     /// A timeline that begins now.
     pub fn new(on: bool) -> Self {
-        Self {
-            begun: Instant::now(),
-            on: AtomicBool::new(on),
-            events: Mutex::new(Vec::new()),
-        }
+        Self { begun: Instant::now(), on: AtomicBool::new(on), events: Mutex::new(Vec::new()) }
     }
 
     /// Nanoseconds since it began.
@@ -85,25 +81,16 @@ impl Timeline {
         let events = self.events();
         let computing: Vec<_> = spans(&events, Activity::Compute);
         let reading = union(spans(&events, Activity::Read));
-        computing
-            .iter()
-            .map(|&span| {
-                reading
-                    .iter()
-                    .map(|&other| shared(span, other))
-                    .sum::<u64>()
-            })
-            .sum()
+        computing.iter().map(|&span| reading.iter().map(|&other| shared(span, other)).sum::<u64>()).sum()
     }
 
     /// A picture of `width` columns: a line for each lane, `#` busy, `+` partly, `.` idle; the consumer's
     /// line shows computing, waiting is the rest.
     pub fn gantt(&self, width: usize) -> String {
         let events = self.events();
-        let (Some(from), Some(to)) = (
-            events.iter().map(|event| event.start).min(),
-            events.iter().map(|event| event.end).max(),
-        ) else {
+        let (Some(from), Some(to)) =
+            (events.iter().map(|event| event.start).min(), events.iter().map(|event| event.end).max())
+        else {
             return String::new();
         };
         let width = width.max(1);
@@ -111,11 +98,7 @@ impl Timeline {
         let lanes = events.iter().map(|event| event.lane).max().unwrap_or(0) + 1;
         let mut picture = String::new();
         for lane in 0..lanes {
-            let name = if lane == 0 {
-                "compute".into()
-            } else {
-                format!("read {lane}")
-            };
+            let name = if lane == 0 { "compute".into() } else { format!("read {lane}") };
             let spans = union(
                 events
                     .iter()
@@ -140,12 +123,7 @@ impl Timeline {
             let percent = busy * 100 / (step * width as u64);
             let _ = writeln!(picture, "{name:>8} |{line}| {percent:>3} %");
         }
-        let _ = writeln!(
-            picture,
-            "{:>8}  {:.3} s in all",
-            "",
-            (to - from) as f64 / 1e9
-        );
+        let _ = writeln!(picture, "{:>8}  {:.3} s in all", "", (to - from) as f64 / 1e9);
         picture
     }
 
@@ -170,11 +148,7 @@ impl Timeline {
             }));
         }
         for lane in lanes {
-            let name = if lane == 0 {
-                "compute".into()
-            } else {
-                format!("read {lane}")
-            };
+            let name = if lane == 0 { "compute".into() } else { format!("read {lane}") };
             events.push(serde_json::json!({
                 "name": "thread_name", "ph": "M", "pid": 1, "tid": lane, "args": { "name": name },
             }));
@@ -186,11 +160,7 @@ impl Timeline {
 type Span = (u64, u64);
 
 fn spans(events: &[Event], activity: Activity) -> Vec<Span> {
-    events
-        .iter()
-        .filter(|event| event.activity == activity)
-        .map(|e| (e.start, e.end))
-        .collect()
+    events.iter().filter(|event| event.activity == activity).map(|e| (e.start, e.end)).collect()
 }
 
 fn shared(a: Span, b: Span) -> u64 {
@@ -215,22 +185,12 @@ mod tests {
     use super::*;
 
     fn event(lane: usize, activity: Activity, start: u64, end: u64) -> Event {
-        Event {
-            lane,
-            activity,
-            pass: 0,
-            unit: 0,
-            start,
-            end,
-            bytes: 1,
-        }
+        Event { lane, activity, pass: 0, unit: 0, start, end, bytes: 1 }
     }
 
     fn timeline(events: &[Event]) -> Timeline {
         let timeline = Timeline::new(true);
-        events
-            .iter()
-            .for_each(|event| timeline.record(event.clone()));
+        events.iter().for_each(|event| timeline.record(event.clone()));
         timeline
     }
 
@@ -248,10 +208,7 @@ mod tests {
 
     #[test]
     fn gantt_shows_busy_and_idle() {
-        let timeline = timeline(&[
-            event(0, Activity::Compute, 0, 500),
-            event(1, Activity::Read, 500, 1000),
-        ]);
+        let timeline = timeline(&[event(0, Activity::Compute, 0, 500), event(1, Activity::Read, 500, 1000)]);
         let picture = timeline.gantt(10);
         assert!(picture.contains("compute |#####.....|  50 %"), "{picture}");
         assert!(picture.contains("read 1 |.....#####|  50 %"), "{picture}");

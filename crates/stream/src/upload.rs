@@ -19,10 +19,7 @@ struct Upload<M: Memory> {
 impl<M: Memory> Uploads<M> {
     /// No buffers yet; they are made, and grown, by use.
     pub fn new() -> Self {
-        Self {
-            buffers: [None, None],
-            turn: 0,
-        }
+        Self { buffers: [None, None], turn: 0 }
     }
 
     /// Copies `bytes` to the device and lends the copy to `f`.
@@ -42,19 +39,11 @@ impl<M: Memory> Uploads<M> {
             Some(upload) if upload.bytes >= bytes.len() => upload,
             place => {
                 let buffer = device.alloc(bytes.len()).map_err(Error::from)?;
-                place.insert(Upload {
-                    buffer,
-                    bytes: bytes.len(),
-                    free: None,
-                })
+                place.insert(Upload { buffer, bytes: bytes.len(), free: None })
             }
         };
-        device
-            .write(&mut upload.buffer, 0, bytes)
-            .map_err(Error::from)?;
-        f(device
-            .view(&upload.buffer, 0..bytes.len())
-            .map_err(Error::from)?)?;
+        device.write(&mut upload.buffer, 0, bytes).map_err(Error::from)?;
+        f(device.view(&upload.buffer, 0..bytes.len()).map_err(Error::from)?)?;
         upload.free = Some(device.fence().map_err(Error::from)?);
         Ok(())
     }
