@@ -144,7 +144,7 @@ fn align_down(offset: u64) -> u64 {
     offset / ALIGNMENT as u64 * ALIGNMENT as u64
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests {
     use super::*;
     use crate::{Tensor, Unit};

@@ -43,7 +43,7 @@ fn sum(words: &[u64]) -> u64 {
     sums.iter().fold(0, |total, sum| total.wrapping_add(*sum))
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests {
     #[test]
     fn memory_is_faster_than_any_disk_and_slower_than_light() {

@@ -155,12 +155,20 @@ impl Ring {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, feature = "loom"))]
 mod model_check {
     use super::*;
     use crate::arena::carve;
     use loom::sync::Arc;
     use loom::thread;
+
+    /// Every interleaving with at most three preemptions: enough to show the races that two-party
+    /// protocols have, few enough to finish in seconds.
+    fn model(check: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(check);
+    }
 
     /// Reads stripes `0..count` in place of a disk: fills each slot with the stripe's number.
     fn reader(ring: &Ring, count: u64) {
@@ -174,7 +182,7 @@ mod model_check {
 
     #[test]
     fn every_stripe_arrives_once_in_order_with_its_own_bytes() {
-        loom::model(|| {
+        model(|| {
             let ring = Arc::new(Ring::new(carve(&[64, 64]).unwrap()));
             let readers: Vec<_> = (0..2)
                 .map(|_| {
@@ -193,7 +201,7 @@ mod model_check {
 
     #[test]
     fn one_slot_is_enough() {
-        loom::model(|| {
+        model(|| {
             let ring = Arc::new(Ring::new(carve(&[64]).unwrap()));
             let other = ring.clone();
             let reader = thread::spawn(move || reader(&other, 3));
@@ -208,7 +216,7 @@ mod model_check {
 
     #[test]
     fn closing_wakes_readers_that_wait_for_a_slot() {
-        loom::model(|| {
+        model(|| {
             let ring = Arc::new(Ring::new(carve(&[64]).unwrap()));
             let other = ring.clone();
             let reader = thread::spawn(move || reader(&other, u64::MAX));
@@ -221,7 +229,7 @@ mod model_check {
 
     #[test]
     fn seeking_drops_what_lies_before_and_loses_no_slot() {
-        loom::model(|| {
+        model(|| {
             let ring = Arc::new(Ring::new(carve(&[64, 64]).unwrap()));
             let other = ring.clone();
             let reader = thread::spawn(move || reader(&other, 4));
@@ -238,7 +246,7 @@ mod model_check {
 
     #[test]
     fn a_failure_reaches_the_consumer_after_the_stripes_before_it() {
-        loom::model(|| {
+        model(|| {
             let ring = Arc::new(Ring::new(carve(&[64, 64]).unwrap()));
             let other = ring.clone();
             let reader = thread::spawn(move || {

@@ -1,8 +1,8 @@
 //! The synchronisation primitives of the ring, exchanged for loom's when its state machine is checked.
 
-#[cfg(loom)]
+#[cfg(feature = "loom")]
 pub(crate) use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
-#[cfg(not(loom))]
+#[cfg(not(feature = "loom"))]
 pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// Locks, and goes on after a panic elsewhere: every critical section here leaves the state whole.

@@ -180,7 +180,7 @@ fn union(mut spans: Vec<Span>) -> Vec<Span> {
     merged
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(feature = "loom")))]
 mod tests {
     use super::*;
 
