@@ -1,1 +1,74 @@
-//! docs
+//! Run language models that are larger than the memory that computes them.
+//!
+//! A model is found by folder or hub id, written once as layer shards, and then streamed from disk
+//! through a fixed memory budget, token after token. [`AutoModel`] is the way in:
+//!
+//! ```no_run
+//! use airllm::{AutoModel, Generation};
+//!
+//! let model = AutoModel::builder().ram(600_000_000).from_pretrained("path/to/checkpoint")?;
+//! let options = Generation::default().max_new_tokens(64).temperature(0.7).seed(1);
+//! let mut answer = model.generate("Once upon a time", &options)?;
+//! for piece in answer.by_ref() {
+//!     print!("{}", piece?);
+//! }
+//! eprintln!("{}", answer.physics());
+//! # Ok::<(), airllm::Error>(())
+//! ```
+//!
+//! - [`Builder`] holds every choice: budgets, threads, bits, folders, the network.
+//! - [`Checkpoint`] is a model that was found and not yet loaded; [`Builder::plan`] says how it would run.
+//! - [`Generation`] says how to choose tokens; a [`Generate`] is the run, with its [`Physics`].
+//! - [`Preparation`] writes shards, [`Cache`] is where they are kept.
+//!
+//! The budget changes how long a token takes, never which token it is.
+//!
+//! What is absent: printing, panics, and any look at the environment outside [`mod@env`].
+#![forbid(unsafe_code)]
+
+mod auto;
+mod builder;
+mod cache;
+mod chat;
+mod checkpoint;
+mod engine;
+pub mod env;
+mod error;
+mod forecast;
+mod generate;
+mod hardware;
+mod lift;
+mod lock;
+mod options;
+mod pack;
+mod physics;
+mod prepare;
+mod progress;
+mod random;
+mod sample;
+mod size;
+mod source;
+mod stop;
+
+pub use airllm_format::hub::Settings as HubSettings;
+pub use airllm_format::{Bits, Manifest, Prepared, Repo};
+pub use airllm_model::Config;
+pub use airllm_stream::plan::{Lane, UnitNeed};
+pub use airllm_stream::{Catalog, Hardware, Plan};
+pub use airllm_text::Tokenizer;
+pub use auto::{AutoModel, Hidden, Logits};
+pub use builder::{Builder, Device};
+pub use cache::{Cache, CacheEntry};
+pub use chat::ChatFormat;
+pub use checkpoint::{Checkpoint, Form};
+pub use error::{Error, ErrorKind, Result};
+pub use forecast::{Alternative, Forecast};
+pub use generate::{Answer, Generate, Piece, Timings};
+pub use hardware::available_memory;
+pub use options::{FinishReason, Generation, GenerationConfig};
+pub use physics::{LaneUse, Physics};
+pub use prepare::{Preparation, delete_weights};
+pub use progress::{Cancel, OnProgress, Progress, Stage};
+pub use sample::Sampler;
+pub use size::Size;
+pub use stop::Stops;

@@ -1,0 +1,175 @@
+//! What a run will take: where every unit lives, and how fast that will be.
+
+use crate::{Error, Result};
+use airllm_format::Bits;
+use airllm_model::{Config, activation_bytes, kv_bytes, logits_bytes};
+use airllm_stream::plan::{UnitNeed, plan};
+use airllm_stream::{Catalog, Hardware, Need, Plan, Request};
+use serde::Serialize;
+
+/// A plan and everything it was made from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Forecast {
+    /// The budget, in bytes; `None` where all of the model fits what is free.
+    pub budget: Option<u64>,
+    /// Where everything lives.
+    pub plan: Plan,
+    /// The units, in the order of the plan.
+    pub units: Vec<UnitNeed>,
+    /// The rates that the plan counts with.
+    pub hardware: Hardware,
+    /// Tokens that the key/value cache holds.
+    pub context: usize,
+    /// The most tokens of a pass.
+    pub batch_tokens: usize,
+    /// Bytes besides weights and ring.
+    pub fixed: u64,
+    /// What storing fewer bits would bring, fastest first; empty where nothing would.
+    pub fewer_bits: Vec<Alternative>,
+}
+
+/// The same model in fewer bits.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Alternative {
+    /// How matrices would be stored.
+    pub bits: Bits,
+    /// Bytes of weights that every pass would multiply.
+    pub bytes_per_pass: u64,
+    /// Bytes that every pass would read from disk.
+    pub streamed: u64,
+    /// Expected seconds of a pass with one token.
+    pub seconds_per_token: f64,
+    /// How many times faster that is than the plan.
+    pub speedup: f64,
+}
+
+impl Forecast {
+    /// Expected tokens a second of a single sequence.
+    pub fn tokens_per_s(&self) -> f64 {
+        if self.plan.seconds_per_token > 0.0 { 1.0 / self.plan.seconds_per_token } else { 0.0 }
+    }
+}
+
+/// What to make room for.
+#[derive(Debug, Clone)]
+pub(crate) struct Want {
+    pub(crate) request: Request,
+    /// Tokens of key/value cache.
+    pub(crate) cache_tokens: usize,
+    /// Whether `cache_tokens` is only a wish, to be lowered where the budget is small.
+    pub(crate) cache_may_shrink: bool,
+    /// Tokens a pass, if the user has said so.
+    pub(crate) batch_tokens: Option<usize>,
+    /// Rows of logits that a pass returns.
+    pub(crate) logit_rows: usize,
+}
+
+/// Tokens a pass where memory is plenty: enough that reading a prompt is bound by arithmetic.
+const BATCH_TOKENS: usize = 512;
+
+/// A cache is not shrunk below this on its own.
+const LEAST_CACHE: usize = 256;
+
+/// Bytes of the process besides what is planned one by one: small buffers, the vocabulary, threads.
+const OVERHEAD: u64 = 4 << 20;
+
+/// Plans inside a budget: as many tokens a pass and as much cache as an eighth and a quarter of the
+/// budget allow, fewer where nothing else fits.
+pub(crate) fn forecast(
+    config: &Config,
+    catalog: &Catalog,
+    hardware: Hardware,
+    want: &Want,
+) -> Result<Forecast> {
+    let budget = want.request.ram.unwrap_or(u64::MAX);
+    let mut caches = vec![want.cache_tokens];
+    while want.cache_may_shrink && caches[caches.len() - 1] / 2 >= LEAST_CACHE {
+        caches.push(caches[caches.len() - 1] / 2);
+    }
+    let last = caches.len() - 1;
+    let cache =
+        caches.iter().position(|&tokens| kv_bytes(config, tokens) as u64 <= budget / 4).unwrap_or(last);
+    let mut refusal = None;
+    for &context in &caches[cache..] {
+        for batch_tokens in batches(want.batch_tokens, config, budget) {
+            let fixed = fixed_bytes(config, catalog, context, batch_tokens, want.logit_rows);
+            let need = Need::of(catalog, fixed);
+            match plan(&need, &hardware, &want.request) {
+                Ok(plan) => {
+                    return Ok(Forecast {
+                        budget: want.request.ram,
+                        plan,
+                        units: need.units,
+                        hardware,
+                        context,
+                        batch_tokens,
+                        fixed,
+                        fewer_bits: Vec::new(),
+                    });
+                }
+                Err(r) => {
+                    refusal = Some(Error::Budget {
+                        need: r.need,
+                        have: r.have,
+                        fixed: r.fixed,
+                        ring: r.ring,
+                        context,
+                    });
+                }
+            }
+        }
+    }
+    // There is always at least one cache and one batch to try.
+    Err(refusal.unwrap_or(Error::Budget { need: 0, have: budget, fixed: 0, ring: 0, context: 0 }))
+}
+
+/// Tokens a pass to try, the most first.
+fn batches(asked: Option<usize>, config: &Config, budget: u64) -> Vec<usize> {
+    if let Some(asked) = asked {
+        return vec![asked.max(1)];
+    }
+    let halves: Vec<usize> =
+        std::iter::successors(Some(BATCH_TOKENS), |n| (*n > 1).then_some(n / 2)).collect();
+    let fits = |tokens: &usize| activation_bytes(config, *tokens) as u64 <= budget / 8;
+    let first = halves.iter().position(fits).unwrap_or(halves.len() - 1);
+    halves[first..].to_vec()
+}
+
+/// Bytes besides weights and ring: cache, activations, logits, rows of the embedding on their way.
+fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, logit_rows: usize) -> u64 {
+    let row = catalog.find("embed", "embed").and_then(|id| catalog.get(id)).map_or(0, |t| t.row_bytes());
+    (kv_bytes(config, cache) as u64)
+        .saturating_add(activation_bytes(config, batch) as u64)
+        .saturating_add(logits_bytes(config, logit_rows) as u64)
+        .saturating_add((row * batch) as u64)
+        .saturating_add(OVERHEAD)
+}
+
+/// What fewer bits would bring: `catalogs` holds the same model by bits.
+pub(crate) fn alternatives(
+    forecast: &Forecast,
+    config: &Config,
+    catalogs: Vec<(Bits, Catalog)>,
+    want: &Want,
+) -> Vec<Alternative> {
+    let now = forecast.plan.seconds_per_token;
+    let mut list: Vec<Alternative> = catalogs
+        .into_iter()
+        .filter_map(|(bits, catalog)| {
+            let plan = self::forecast(config, &catalog, forecast.hardware, want).ok()?.plan;
+            Some(Alternative {
+                bits,
+                bytes_per_pass: plan.bytes_per_pass,
+                streamed: plan.streamed,
+                seconds_per_token: plan.seconds_per_token,
+                speedup: now / plan.seconds_per_token,
+            })
+        })
+        // A hundredth is less than rates vary.
+        .filter(|other| other.speedup > 1.01)
+        .collect();
+    list.sort_by(|a, b| a.seconds_per_token.total_cmp(&b.seconds_per_token));
+    list
+}

@@ -1,0 +1,373 @@
+//! The loop that turns prompts into answers, one pass over the weights for all of them at a time.
+
+use crate::engine::{Engine, Step};
+use crate::physics::{Counters, LogitsHash, Stretch};
+use crate::{Cancel, Error, FinishReason, Generation, Hardware, Physics, Result, Sampler, Stops};
+use airllm_model::Want;
+use airllm_text::{Detokenizer, Tokenizer};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
+
+/// What one new token adds to an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Piece {
+    /// Which prompt is answered, counted from 0.
+    pub prompt: usize,
+    /// The token; `None` where an answer ends without one (an interruption).
+    pub id: Option<u32>,
+    /// The text that is certain now. May be empty: characters are never split, and what may become a
+    /// stop string is held back.
+    pub text: String,
+    /// Why the answer ends, with its last piece.
+    pub finish: Option<FinishReason>,
+}
+
+impl fmt::Display for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// One prompt and its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Answer {
+    /// Tokens of the prompt.
+    pub prompt_ids: Vec<u32>,
+    /// New tokens, with the end-of-sequence token that ended the answer, if one did.
+    pub ids: Vec<u32>,
+    /// Their text, without special tokens and without the stop string; empty for a model that has no
+    /// tokenizer.
+    pub text: String,
+    /// Why the answer ended; `None` while it goes on.
+    pub finish: Option<FinishReason>,
+}
+
+/// Times of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
+#[non_exhaustive]
+pub struct Timings {
+    /// Seconds in passes that read prompts.
+    pub prompt_s: f64,
+    /// Seconds from the start to the first new token; 0 if there was none.
+    pub first_token_s: f64,
+    /// Seconds in passes that only decoded.
+    pub decode_s: f64,
+    /// Seconds from the start to now, or to the end.
+    pub total_s: f64,
+}
+
+/// Answers in the making: an iterator of [`Piece`]s. Dropping it stops the work.
+///
+/// Each answer is what its prompt would get alone, whatever runs beside it.
+pub struct Generate<'a> {
+    engine: MutexGuard<'a, Box<dyn Engine>>,
+    rows: Vec<Row>,
+    eos: Vec<u32>,
+    /// Tokens of key/value cache that are not given to a sequence.
+    room: usize,
+    cancel: Cancel,
+    hardware: Hardware,
+    pieces: VecDeque<Piece>,
+    failed: bool,
+    hash: LogitsHash,
+    start: Instant,
+    first_token: Option<Duration>,
+    end: Option<Duration>,
+    prompts: Stretch,
+    decode: Stretch,
+}
+
+/// What a new [`Generate`] is made of.
+pub(crate) struct Start<'a> {
+    pub(crate) engine: MutexGuard<'a, Box<dyn Engine>>,
+    pub(crate) prompts: Vec<Vec<u32>>,
+    pub(crate) options: Generation,
+    pub(crate) tokenizer: Option<&'a Tokenizer>,
+    pub(crate) vocab: usize,
+    pub(crate) eos: &'a [u32],
+    /// Tokens a sequence may have; `None` for no limit but the cache.
+    pub(crate) limit: Option<usize>,
+    /// Tokens of key/value cache.
+    pub(crate) room: usize,
+    pub(crate) cancel: Cancel,
+    pub(crate) hardware: Hardware,
+}
+
+struct Row {
+    answer: Answer,
+    /// Tokens that the sequence holds.
+    fed: usize,
+    /// Number of the sequence, while there is one.
+    seq: Option<usize>,
+    /// Tokens that the sequence needs room for.
+    capacity: usize,
+    /// The most new tokens.
+    most: usize,
+    sampler: Sampler,
+    text: Option<Detokenizer>,
+    stops: Stops,
+}
+
+impl<'a> Generate<'a> {
+    pub(crate) fn new(start: Start<'a>) -> Result<Self> {
+        let options = &start.options;
+        // One seed for all rows, so that each gets what it would get alone.
+        let seed = options.seed.unwrap_or_else(random_seed);
+        let mut rows = Vec::with_capacity(start.prompts.len());
+        for prompt in start.prompts {
+            let limit = start.limit.map_or(start.room, |limit| limit.min(start.room));
+            let refuse =
+                || Error::Context { prompt: prompt.len(), new: options.max_new_tokens, context: limit };
+            if prompt.is_empty() {
+                let what = "the prompt has no tokens: give at least one".to_owned();
+                return Err(Error::Input { what });
+            }
+            if let Some(id) = prompt.iter().find(|id| **id as usize >= start.vocab) {
+                let what = format!("the prompt has token id {id}, the model has {} ids", start.vocab);
+                return Err(Error::Input { what });
+            }
+            let left = limit.checked_sub(prompt.len()).ok_or_else(refuse)?;
+            let most = options.max_new_tokens.min(left);
+            if most == 0 && options.max_new_tokens > 0 {
+                return Err(refuse());
+            }
+            let mut sampler = Sampler::new(options, start.vocab, seed)?;
+            sampler.observe(&prompt);
+            rows.push(Row {
+                fed: 0,
+                seq: None,
+                capacity: prompt.len() + most,
+                most,
+                sampler,
+                text: start.tokenizer.map(|t| t.stream(true)),
+                stops: Stops::new(options.stop.iter().cloned()),
+                answer: Answer { prompt_ids: prompt, ids: Vec::new(), text: String::new(), finish: None },
+            });
+        }
+        let mut generate = Generate {
+            engine: start.engine,
+            rows,
+            eos: if options.ignore_eos { Vec::new() } else { start.eos.to_vec() },
+            room: start.room,
+            cancel: start.cancel,
+            hardware: start.hardware,
+            pieces: VecDeque::new(),
+            failed: false,
+            hash: LogitsHash::default(),
+            start: Instant::now(),
+            first_token: None,
+            end: None,
+            prompts: Stretch::default(),
+            decode: Stretch::default(),
+        };
+        if options.max_new_tokens == 0 {
+            (0..generate.rows.len()).for_each(|row| generate.end_row(row, None, FinishReason::Length));
+        }
+        Ok(generate)
+    }
+
+    /// The answers as far as they have come, in the order of the prompts.
+    pub fn answers(&self) -> impl ExactSizeIterator<Item = &Answer> {
+        self.rows.iter().map(|row| &row.answer)
+    }
+
+    /// What the run moved so far, how fast, and what held it back.
+    pub fn physics(&self) -> Physics {
+        Physics::of(self.prompts, self.decode, &self.hardware, &self.hash)
+    }
+
+    /// How long things took so far.
+    pub fn timings(&self) -> Timings {
+        Timings {
+            prompt_s: self.prompts.time.as_secs_f64(),
+            first_token_s: self.first_token.unwrap_or_default().as_secs_f64(),
+            decode_s: self.decode.time.as_secs_f64(),
+            total_s: self.end.unwrap_or_else(|| self.start.elapsed()).as_secs_f64(),
+        }
+    }
+
+    /// A picture of who was busy when, `width` columns wide; see [`Builder::timeline`](crate::Builder::timeline).
+    pub fn gantt(&self, width: usize) -> String {
+        self.engine.timeline().gantt(width)
+    }
+
+    /// Who was busy when, in the format of chrome://tracing and Perfetto.
+    pub fn chrome_trace(&self) -> String {
+        self.engine.timeline().chrome_trace(&self.engine.units())
+    }
+
+    /// One pass over the weights: decoding rows get their next token, others read on in their prompts.
+    fn step(&mut self) -> Result<()> {
+        self.admit()?;
+        let (chosen, reads_prompt) = self.choose();
+        let steps: Vec<Step<'_>> = chosen
+            .iter()
+            .filter_map(|&(row, take)| {
+                let Row { answer, fed, seq, .. } = &self.rows[row];
+                let (prompt, ids) = (&answer.prompt_ids, &answer.ids);
+                let (ids, rest) = match fed.checked_sub(prompt.len()) {
+                    Some(at) => (&ids[at..at + take], 0),
+                    None => (&prompt[*fed..fed + take], prompt.len() - fed - take),
+                };
+                let want = if rest == 0 { Want::Last } else { Want::None };
+                Some(Step { seq: (*seq)?, ids, prompt: prompt.len(), want })
+            })
+            .collect();
+        let (before, begin) = (self.counters(), Instant::now());
+        let logits = self.engine.forward(&steps, None)?;
+        let (after, time) = (self.counters(), begin.elapsed());
+        let stretch = if reads_prompt { &mut self.prompts } else { &mut self.decode };
+        let tokens = chosen.iter().map(|(_, take)| *take as u64).sum();
+        stretch.add(time, tokens, before, after);
+        for ((row, take), logits) in chosen.into_iter().zip(logits) {
+            self.rows[row].fed += take;
+            if !logits.is_empty() {
+                self.hash.add(&logits);
+                let id = self.rows[row].sampler.next(&logits)?;
+                self.first_token.get_or_insert_with(|| self.start.elapsed());
+                self.take_token(row, id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens sequences for rows that wait, as far as the cache has room.
+    fn admit(&mut self) -> Result<()> {
+        let mut active = self.rows.iter().filter(|row| row.seq.is_some()).count();
+        for row in &mut self.rows {
+            let waits = row.seq.is_none() && row.answer.finish.is_none();
+            if waits && row.capacity <= self.room && active < self.engine.max_tokens() {
+                row.seq = Some(self.engine.open(row.capacity)?);
+                self.room -= row.capacity;
+                active += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which rows get how many tokens in the next pass, and whether any of them reads its prompt.
+    ///
+    /// Rows that decode come first: they need one token each, and there are never more rows than
+    /// tokens in a pass. What is left goes to prompts.
+    fn choose(&self) -> (Vec<(usize, usize)>, bool) {
+        let mut left = self.engine.max_tokens();
+        let mut chosen = Vec::new();
+        let mut reads_prompt = false;
+        for prompts in [false, true] {
+            for (number, row) in self.rows.iter().enumerate().filter(|(_, row)| row.seq.is_some()) {
+                let unread = row.answer.prompt_ids.len().saturating_sub(row.fed);
+                if (unread > 0) == prompts && left > 0 {
+                    let take = unread.max(1).min(left);
+                    left -= take;
+                    reads_prompt |= prompts;
+                    chosen.push((number, take));
+                }
+            }
+        }
+        chosen.sort_unstable();
+        (chosen, reads_prompt)
+    }
+
+    /// Adds a token to an answer, and ends the answer if it is the last one.
+    fn take_token(&mut self, number: usize, id: u32) {
+        let row = &mut self.rows[number];
+        row.answer.ids.push(id);
+        let text = row.text.as_mut().and_then(|text| text.push(id)).unwrap_or_default();
+        let (text, stopped) = row.stops.push(&text);
+        row.answer.text.push_str(&text);
+        let finish = if stopped || self.eos.contains(&id) {
+            Some(FinishReason::Stop)
+        } else if row.answer.ids.len() >= row.most {
+            Some(FinishReason::Length)
+        } else {
+            None
+        };
+        self.pieces.push_back(Piece { prompt: number, id: Some(id), text, finish: None });
+        if let Some(finish) = finish {
+            let last = self.pieces.pop_back();
+            self.end_row(number, last, finish);
+        }
+    }
+
+    /// Ends an answer: what was held back is certain now.
+    fn end_row(&mut self, number: usize, last: Option<Piece>, finish: FinishReason) {
+        let row = &mut self.rows[number];
+        let mut held = row.text.take().and_then(Detokenizer::finish).unwrap_or_default();
+        held = row.stops.push(&held).0 + &row.stops.finish();
+        row.answer.text.push_str(&held);
+        row.answer.finish = Some(finish);
+        if let Some(seq) = row.seq.take() {
+            self.engine.close(seq);
+            self.room += row.capacity;
+        }
+        let mut piece = last.unwrap_or(Piece { prompt: number, id: None, text: String::new(), finish: None });
+        piece.text.push_str(&held);
+        piece.finish = Some(finish);
+        self.pieces.push_back(piece);
+        if self.rows.iter().all(|row| row.answer.finish.is_some()) {
+            self.end = Some(self.start.elapsed());
+        }
+    }
+
+    fn interrupt(&mut self) {
+        for number in 0..self.rows.len() {
+            if self.rows[number].answer.finish.is_none() {
+                self.end_row(number, None, FinishReason::Interrupted);
+            }
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        let (stats, flops) = (self.engine.stats(), self.engine.work().flops);
+        Counters { read: stats.bytes_read, leased: stats.bytes_leased, wait_ns: stats.wait_ns, flops }
+    }
+}
+
+impl Iterator for Generate<'_> {
+    type Item = Result<Piece>;
+
+    /// The next piece of any answer; `None` when all have ended. After an error there is no more.
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(piece) = self.pieces.pop_front() {
+                return Some(Ok(piece));
+            }
+            if self.failed || self.rows.iter().all(|row| row.answer.finish.is_some()) {
+                return None;
+            }
+            if self.cancel.is_stopped() {
+                self.interrupt();
+                continue;
+            }
+            match self.step() {
+                Ok(()) => {}
+                // A pass that was broken off because of the cancel flag is no error.
+                Err(_) if self.cancel.is_stopped() => self.interrupt(),
+                Err(error) => {
+                    self.failed = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Generate<'_> {
+    fn drop(&mut self) {
+        for row in &mut self.rows {
+            if let Some(seq) = row.seq.take() {
+                self.engine.close(seq);
+            }
+        }
+    }
+}
+
+/// A seed that differs from run to run: the standard library's hasher is keyed by the system.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,194 @@
+//! What a run moved, how fast, and what held it back.
+
+use crate::{Hardware, Size};
+use airllm_stream::plan::Lane;
+use serde::Serialize;
+use std::fmt;
+use std::time::Duration;
+use xxhash_rust::xxh3::Xxh3;
+
+/// The physics of a run: the line that every run ends with.
+///
+/// Rates are of the decoding alone, once every prompt has been read; where nothing was decoded, of
+/// the whole run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Physics {
+    /// Tokens decoded a second, all sequences together.
+    pub tokens_per_s: f64,
+    /// Prompt tokens read a second.
+    pub prompt_tokens_per_s: f64,
+    /// Reading from disk.
+    pub disk: LaneUse,
+    /// Weights read from memory to be multiplied.
+    pub memory: LaneUse,
+    /// The lane that was busiest, measured against its limit ("disk" or "memory").
+    pub bottleneck: Lane,
+    /// Floating-point operations a second that the device declared.
+    pub flops_per_s: f64,
+    /// Share of the run in which the computation waited for weights.
+    pub waiting: f64,
+    /// xxh3_64 of all logits that tokens were chosen from, as little-endian f32, in order of passes
+    /// and prompts: equal hashes mean bit-identical results.
+    pub logits_hash: String,
+}
+
+/// How one lane was used.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LaneUse {
+    /// Bytes moved in the whole run.
+    pub bytes: u64,
+    /// Bytes moved a decoded token.
+    pub bytes_per_token: f64,
+    /// Bytes a second while the lane was measured.
+    pub rate: f64,
+    /// The lane's measured limit in bytes a second; 0 where the files are too small to measure one.
+    pub limit: f64,
+    /// `rate / limit`; 0 without a limit.
+    pub share: f64,
+}
+
+impl fmt::Display for Physics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} tokens/s", Number(self.tokens_per_s))?;
+        for (name, lane) in [("disk", self.disk), ("memory", self.memory)] {
+            let rate = Size(lane.rate as u64);
+            write!(f, " | {name} {}/token at {rate}/s", Size(lane.bytes_per_token as u64))?;
+            if lane.limit > 0.0 {
+                write!(f, " ({:.0} % of {}/s)", lane.share * 100.0, Size(lane.limit as u64))?;
+            }
+        }
+        write!(
+            f,
+            " | waited {:.0} % | bottleneck {} | logits {}",
+            self.waiting * 100.0,
+            self.bottleneck,
+            self.logits_hash
+        )
+    }
+}
+
+/// Three significant digits, however small.
+struct Number(f64);
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let decimals = match self.0 {
+            n if n >= 100.0 || n <= 0.0 => 0,
+            n => (2.0 - n.log10().floor()).clamp(0.0, 6.0) as usize,
+        };
+        write!(f, "{:.decimals$}", self.0)
+    }
+}
+
+/// Counters at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counters {
+    pub(crate) read: u64,
+    pub(crate) leased: u64,
+    pub(crate) wait_ns: u64,
+    pub(crate) flops: u64,
+}
+
+/// One stretch of a run: its time, tokens and what the lanes moved.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Stretch {
+    pub(crate) time: Duration,
+    pub(crate) tokens: u64,
+    pub(crate) moved: Counters,
+}
+
+impl Stretch {
+    pub(crate) fn add(&mut self, time: Duration, tokens: u64, before: Counters, after: Counters) {
+        self.time += time;
+        self.tokens += tokens;
+        self.moved.read += after.read.saturating_sub(before.read);
+        self.moved.leased += after.leased.saturating_sub(before.leased);
+        self.moved.wait_ns += after.wait_ns.saturating_sub(before.wait_ns);
+        self.moved.flops += after.flops.saturating_sub(before.flops);
+    }
+}
+
+impl Physics {
+    pub(crate) fn of(prompts: Stretch, decode: Stretch, hardware: &Hardware, hash: &LogitsHash) -> Self {
+        let measured = if decode.tokens > 0 { decode } else { prompts };
+        let seconds = measured.time.as_secs_f64();
+        let per = |n: f64, d: f64| if d > 0.0 { n / d } else { 0.0 };
+        let lane = |stretch: fn(&Stretch) -> u64, limit: f64| {
+            let rate = per(stretch(&measured) as f64, seconds);
+            LaneUse {
+                bytes: stretch(&prompts) + stretch(&decode),
+                bytes_per_token: per(stretch(&measured) as f64, measured.tokens as f64),
+                rate,
+                limit,
+                share: per(rate, limit),
+            }
+        };
+        let disk = lane(|s| s.moved.read, hardware.disk);
+        let memory = lane(|s| s.moved.leased, hardware.memory);
+        Physics {
+            tokens_per_s: per(decode.tokens as f64, decode.time.as_secs_f64()),
+            prompt_tokens_per_s: per(prompts.tokens as f64, prompts.time.as_secs_f64()),
+            disk,
+            memory,
+            bottleneck: if disk.share > memory.share { Lane::Disk } else { Lane::Memory },
+            flops_per_s: per(measured.moved.flops as f64, seconds),
+            waiting: per(measured.moved.wait_ns as f64 / 1e9, seconds).min(1.0),
+            logits_hash: hash.hex(),
+        }
+    }
+}
+
+/// Hash of all logits that were looked at.
+#[derive(Clone, Default)]
+pub(crate) struct LogitsHash(Xxh3);
+
+impl LogitsHash {
+    pub(crate) fn add(&mut self, logits: &[f32]) {
+        // In blocks, so that the bytes of a large vocabulary are not copied as a whole.
+        let mut bytes = [0u8; 4096];
+        for part in logits.chunks(bytes.len() / 4) {
+            for (to, logit) in bytes.chunks_exact_mut(4).zip(part) {
+                to.copy_from_slice(&logit.to_le_bytes());
+            }
+            self.0.update(&bytes[..part.len() * 4]);
+        }
+    }
+
+    pub(crate) fn hex(&self) -> String {
+        format!("{:016x}", self.0.digest())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hash_is_of_the_bytes() {
+        let logits: Vec<f32> = (0..5000).map(|i| i as f32 * 0.37 - 9.0).collect();
+        let bytes: Vec<u8> = logits.iter().flat_map(|l| l.to_le_bytes()).collect();
+        let mut whole = LogitsHash::default();
+        whole.add(&logits);
+        let mut parts = LogitsHash::default();
+        logits.chunks(77).for_each(|part| parts.add(part));
+        assert_eq!(whole.hex(), format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&bytes)));
+        assert_eq!(whole.hex(), parts.hex());
+    }
+
+    #[test]
+    fn shares_and_bottleneck() {
+        let second = Duration::from_secs(1);
+        let mut decode = Stretch::default();
+        let after = Counters { read: 500, leased: 4000, wait_ns: 250_000_000, flops: 8 };
+        decode.add(second, 2, Counters::default(), after);
+        let hardware = Hardware { disk: 1000.0, memory: 20_000.0 };
+        let physics = Physics::of(Stretch::default(), decode, &hardware, &LogitsHash::default());
+        assert_eq!(physics.tokens_per_s, 2.0);
+        assert_eq!((physics.disk.share, physics.memory.share), (0.5, 0.2));
+        assert_eq!((physics.disk.bytes_per_token, physics.waiting), (250.0, 0.25));
+        assert_eq!((physics.bottleneck, physics.flops_per_s), (Lane::Disk, 8.0));
+        let line = physics.to_string();
+        assert!(line.starts_with("2.00 tokens/s | disk 250 B/token at 500 B/s (50 % of 1 kB/s)"), "{line}");
+    }
+}

@@ -1,0 +1,329 @@
+//! What can be typed.
+
+use airllm::Size;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    the system or the network refused something
+  2    the command line makes no sense
+  3    it does not fit: memory budget, disk space or context
+  4    bad input: a checkpoint, shard, prompt or file that is missing, damaged or not supported
+  130  interrupted (Ctrl-C)
+
+Environment: AIRLLM_HOME (where prepared shards are kept; else XDG_CACHE_HOME/airllm, else
+~/.cache/airllm), HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE.";
+
+/// Runs language models larger than memory.
+///
+/// Weights stream from disk through a fixed memory budget. Standard output carries only the result;
+/// progress and the closing line with speed and bottleneck go to standard error.
+#[derive(Debug, Parser)]
+#[command(name = "airllm", version, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Common options")]
+pub struct Common {
+    /// A checkpoint folder, a prepared folder, a hub id (org/name), or "demo" for the model that ships
+    /// with the program, which is also what is taken if nothing is said
+    #[arg(short, long, global = true, value_name = "PATH|ID|demo")]
+    pub model: Option<String>,
+    /// The most memory to use, for example 600MB or 4GiB; all that is free if not given
+    #[arg(long, global = true, value_name = "SIZE")]
+    pub ram: Option<Size>,
+    /// Threads that compute; one a core if not given
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Print one JSON object instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more on standard error; twice for even more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Continue a prompt
+    Generate(Generate),
+    /// Write a checkpoint's shards, ready to stream
+    Prepare(Prepare),
+    /// Say what a checkpoint or a folder of shards holds
+    Inspect(Inspect),
+    /// Say where every layer will live, and how fast that will be
+    Plan(Plan),
+    /// Write the logits of given tokens as safetensors
+    Logits(Logits),
+    /// Turn text into token ids, or ids into text
+    Tokenize(Tokenize),
+    /// List or clean the prepared shards
+    Cache(Cache),
+}
+
+/// How a model is stored and fetched.
+#[derive(Debug, Args, Clone)]
+#[command(next_help_heading = "Model options")]
+pub struct Weights {
+    /// Bits a weight: 16 keeps the checkpoint's own precision, 8 and 4 make it smaller and faster
+    #[arg(long, value_name = "16|8|4")]
+    pub bits: Option<BitWidth>,
+    /// Never use the network
+    #[arg(long)]
+    pub offline: bool,
+    /// Branch, tag or commit of a hub id
+    #[arg(long, value_name = "REV")]
+    pub revision: Option<String>,
+}
+
+/// The shape of the stream. The results are the same whatever it is.
+#[derive(Debug, Args, Clone)]
+#[command(next_help_heading = "Tuning (changes speed, never results)")]
+pub struct Tuning {
+    /// Slots of the ring
+    #[arg(long, value_name = "N")]
+    pub slots: Option<usize>,
+    /// Bytes of a slot, and so of a read
+    #[arg(long, value_name = "SIZE")]
+    pub stripe: Option<Size>,
+    /// Threads that read
+    #[arg(long, value_name = "N")]
+    pub readers: Option<usize>,
+    /// Tokens computed in one pass while a prompt is read
+    #[arg(long, value_name = "N")]
+    pub batch_tokens: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct Generate {
+    /// The prompt; given several times, the prompts are continued side by side. Read from standard
+    /// input if there is none
+    #[arg(value_name = "PROMPT")]
+    pub prompts: Vec<String>,
+    /// Read the prompt from a file; "-" is standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["prompts", "input_ids"])]
+    pub file: Option<PathBuf>,
+    /// The prompt as token ids, to which nothing is added; once for each prompt
+    #[arg(long, value_name = "1,2,3", conflicts_with = "prompts")]
+    pub input_ids: Vec<Ids>,
+    /// Put each prompt into the model's chat template, as the user's message
+    #[arg(long, conflicts_with = "input_ids")]
+    pub chat: bool,
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// Tokens of context to make room for; what prompt and answer need if not given
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    /// Write what every lane did and when, for chrome://tracing or Perfetto
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Draw what every lane did and when, on standard error
+    #[arg(long)]
+    pub timeline: bool,
+    #[command(flatten)]
+    pub weights: Weights,
+    #[command(flatten)]
+    pub tuning: Tuning,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct Sampling {
+    /// The most tokens to add
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    pub max_new_tokens: usize,
+    /// 0 takes the most likely token each time; 1 draws as the model says; above, more freely
+    #[arg(short, long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Draw from the N best tokens only
+    #[arg(long, value_name = "N")]
+    pub top_k: Option<usize>,
+    /// Draw from the best tokens that together hold this probability
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Draw from tokens at least this likely, relative to the best
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f32>,
+    /// Make tokens that are already there less likely; 1 is off
+    #[arg(long, value_name = "R")]
+    pub repetition_penalty: Option<f32>,
+    /// Draw the same tokens every time
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// End the answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Go on after an end-of-sequence token
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Prepare {
+    /// The model, instead of --model
+    #[arg(value_name = "MODEL")]
+    pub target: Option<String>,
+    /// Where to; the cache if not given
+    #[arg(short, long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Delete the checkpoint's weights when the shards are written and verified
+    #[arg(long, requires = "out")]
+    pub delete_original: bool,
+    #[command(flatten)]
+    pub weights: Weights,
+}
+
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The model, instead of --model
+    #[arg(value_name = "MODEL")]
+    pub target: Option<String>,
+    /// Read everything and check the checksums
+    #[arg(long)]
+    pub verify: bool,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// The model, instead of --model
+    #[arg(value_name = "MODEL")]
+    pub target: Option<String>,
+    /// Tokens of context to make room for
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    #[command(flatten)]
+    pub weights: Weights,
+    #[command(flatten)]
+    pub tuning: Tuning,
+}
+
+#[derive(Debug, Args)]
+pub struct Logits {
+    /// Token ids, to which nothing is added
+    #[arg(long, value_name = "1,2,3", required = true)]
+    pub input_ids: Ids,
+    /// The file to write: `logits` [n, vocab] f32
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Also write `hidden.I` [n, hidden] f32: the embedding (0) and every layer's output
+    #[arg(long)]
+    pub hidden: bool,
+    #[command(flatten)]
+    pub weights: Weights,
+    #[command(flatten)]
+    pub tuning: Tuning,
+}
+
+#[derive(Debug, Args)]
+pub struct Tokenize {
+    /// The text; standard input if there is none
+    #[arg(value_name = "TEXT")]
+    pub text: Option<String>,
+    /// Turn these ids into text
+    #[arg(long, value_name = "1,2,3", conflicts_with = "text")]
+    pub ids: Option<Ids>,
+    /// Read JSON lines, {"text": …} or {"ids": […]}, from standard input and answer each with both
+    #[arg(long, conflicts_with_all = ["text", "ids"])]
+    pub jsonl: bool,
+    /// Add no special tokens to a text
+    #[arg(long)]
+    pub no_special: bool,
+    /// Leave special tokens out of the text of ids
+    #[arg(long)]
+    pub skip_special: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Cache {
+    #[command(subcommand)]
+    pub action: CacheAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CacheAction {
+    /// List the prepared shards
+    List,
+    /// Remove what interrupted runs left; or the entries named; or all
+    Clean {
+        /// Entries to remove, as listed
+        #[arg(value_name = "KEY")]
+        keys: Vec<String>,
+        /// Remove every entry
+        #[arg(long, conflicts_with = "keys")]
+        all: bool,
+    },
+    /// Print the cache folder
+    Dir,
+}
+
+/// Bits a weight, as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BitWidth(pub airllm::Bits);
+
+impl std::str::FromStr for BitWidth {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<BitWidth, String> {
+        match text {
+            "16" => Ok(BitWidth(airllm::Bits::Source)),
+            "8" => Ok(BitWidth(airllm::Bits::Q8)),
+            "4" => Ok(BitWidth(airllm::Bits::Q4)),
+            _ => Err("expected 16 (the checkpoint's own precision), 8 or 4".to_owned()),
+        }
+    }
+}
+
+/// Token ids separated by commas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ids(pub Vec<u32>);
+
+impl std::str::FromStr for Ids {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Ids, String> {
+        let id = |part: &str| {
+            let part = part.trim();
+            part.parse().map_err(|_| format!("{part:?} is not a token id; write for example 1,2,3"))
+        };
+        text.split(',').map(id).collect::<Result<_, _>>().map(Ids)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ids() {
+        assert_eq!("1, 2,3".parse::<Ids>().unwrap().0, [1, 2, 3]);
+        for bad in ["", "1,,2", "-1", "1;2", "4294967296", "x"] {
+            assert!(bad.parse::<Ids>().unwrap_err().contains("is not a token id"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn common_options_go_anywhere() {
+        for line in ["airllm --ram 1GB generate x", "airllm generate x --ram 1GB"] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.common.ram, Some(Size(1_000_000_000)));
+            assert_eq!(cli.common.model, None);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! `airllm generate`: prompts in, text out as it comes.
+
+use crate::args::{Common, Generate, Ids, Sampling};
+use crate::exit::{Failure, Result, usage};
+use crate::progress::Bars;
+use crate::{input, model, output};
+use airllm::{
+    Answer, AutoModel, Builder, Cancel, Checkpoint, FinishReason, Generate as Run, Generation, Physics,
+    Timings,
+};
+use serde::Serialize;
+use std::path::Path;
+use std::sync::Arc;
+
+/// One answer, as `--json` shows it.
+#[derive(Serialize)]
+struct AnswerObject<'a> {
+    /// Left out for a model without a tokenizer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    ids: &'a [u32],
+    prompt_ids: &'a [u32],
+    finish_reason: &'a str,
+}
+
+/// One answer and the run.
+#[derive(Serialize)]
+struct OneObject<'a> {
+    #[serde(flatten)]
+    answer: AnswerObject<'a>,
+    timings: Timings,
+    physics: Physics,
+}
+
+/// Several answers and the run.
+#[derive(Serialize)]
+struct ManyObject<'a> {
+    answers: Vec<AnswerObject<'a>>,
+    timings: Timings,
+    physics: Physics,
+}
+
+pub fn run(common: &Common, args: &Generate, cancel: &Cancel) -> Result<()> {
+    let options = options(&args.sampling);
+    options.validate()?;
+    let bars = Arc::new(Bars::new());
+    let mut builder = model::builder(common, cancel, &bars);
+    builder = model::tuning(model::weights(builder, &args.weights), &args.tuning);
+    builder = builder.timeline(args.timeline || args.trace.is_some());
+    if let Some(context) = args.context {
+        builder = builder.context(context);
+    }
+    let checkpoint = model::find(&builder, common, None)?;
+    let prompts = prompts(args, &checkpoint)?;
+    let model = load(builder, &checkpoint, &prompts, &options)?;
+    bars.clear();
+
+    let mut run = model.generate_ids(prompts, &options)?;
+    let many = run.answers().len() > 1;
+    let shown = show(&mut run, common.json, many);
+    if args.timeline {
+        output::note(run.gantt(72).trim_end());
+    }
+    if let Some(path) = &args.trace {
+        write_trace(path, &run)?;
+    }
+    shown?;
+    end(&run, &model, common.json, many)
+}
+
+/// Streams text while it comes: of one answer piece by piece, of several each when it is whole.
+fn show(run: &mut Run<'_>, json: bool, many: bool) -> Result<()> {
+    let mut next = 0;
+    while let Some(piece) = run.next() {
+        let piece = piece?;
+        if json {
+            continue;
+        }
+        if !many {
+            output::text(&piece.text)?;
+        } else if piece.finish.is_some() {
+            // In the order of the prompts, whichever ends first.
+            let whole: Vec<&Answer> = run.answers().skip(next).take_while(|a| a.finish.is_some()).collect();
+            for answer in whole {
+                next += 1;
+                output::text(&format!("==> {next} <==\n{}\n", answer.text))?;
+            }
+        }
+    }
+    if !json && !many {
+        output::text("\n")?;
+    }
+    Ok(())
+}
+
+fn end(run: &Run<'_>, model: &AutoModel, json: bool, many: bool) -> Result<()> {
+    let (timings, physics) = (run.timings(), run.physics());
+    let has_text = model.tokenizer().is_ok();
+    if json {
+        let mut answers: Vec<AnswerObject<'_>> =
+            run.answers().map(|answer| object(answer, has_text)).collect();
+        if many {
+            output::json(&ManyObject { answers, timings, physics })?;
+        } else if let Some(answer) = answers.pop() {
+            output::json(&OneObject { answer, timings, physics })?;
+        }
+    } else {
+        if !has_text {
+            for answer in run.answers() {
+                let ids: Vec<String> = answer.ids.iter().map(u32::to_string).collect();
+                output::line(&ids.join(","))?;
+            }
+            output::note("the model has no tokenizer: the new token ids are shown instead of text");
+        }
+        output::note(&physics.to_string());
+    }
+    let interrupted = run.answers().any(|answer| answer.finish == Some(FinishReason::Interrupted));
+    if interrupted { Err(Failure::Interrupted) } else { Ok(()) }
+}
+
+fn object(answer: &Answer, has_text: bool) -> AnswerObject<'_> {
+    AnswerObject {
+        text: has_text.then_some(answer.text.as_str()),
+        ids: &answer.ids,
+        prompt_ids: &answer.prompt_ids,
+        finish_reason: answer.finish.map_or("error", FinishReason::name),
+    }
+}
+
+fn options(args: &Sampling) -> Generation {
+    let mut options = Generation::default()
+        .max_new_tokens(args.max_new_tokens)
+        .temperature(args.temperature)
+        .top_p(args.top_p.unwrap_or(1.0))
+        .min_p(args.min_p.unwrap_or(0.0))
+        .repetition_penalty(args.repetition_penalty.unwrap_or(1.0))
+        .ignore_eos(args.ignore_eos);
+    options.top_k = args.top_k;
+    options.seed = args.seed;
+    options.stop = args.stop.clone();
+    options
+}
+
+/// The token ids of every prompt, wherever the prompts come from.
+fn prompts(args: &Generate, checkpoint: &Checkpoint) -> Result<Vec<Vec<u32>>> {
+    if !args.input_ids.is_empty() {
+        return Ok(args.input_ids.iter().map(|Ids(ids)| ids.clone()).collect());
+    }
+    let texts = match (&args.file, args.prompts.as_slice()) {
+        (Some(path), _) => vec![input::read(path)?],
+        (None, []) => vec![input::stdin()?],
+        (None, prompts) => prompts.to_vec(),
+    };
+    let tokenizer = checkpoint.tokenizer()?;
+    let template = if args.chat { Some(checkpoint.chat()?) } else { None };
+    let encode = |text: &String| -> Result<Vec<u32>> {
+        match &template {
+            Some(chat) => Ok(tokenizer.encode(&chat.user(text)?, false).map_err(airllm::Error::from)?),
+            None => Ok(tokenizer.encode(text, true).map_err(airllm::Error::from)?),
+        }
+    };
+    texts.iter().map(encode).collect()
+}
+
+/// Makes room for exactly what these prompts and their answers need, and loads.
+fn load(
+    builder: Builder,
+    checkpoint: &Checkpoint,
+    prompts: &[Vec<u32>],
+    options: &Generation,
+) -> Result<AutoModel> {
+    if prompts.iter().any(Vec::is_empty) {
+        return Err(usage("the prompt is empty: it has no tokens to continue"));
+    }
+    let limit = builder.limit(checkpoint).unwrap_or(usize::MAX);
+    let need = |prompt: &Vec<u32>| prompt.len().saturating_add(options.max_new_tokens).min(limit);
+    if let Some(prompt) = prompts.iter().find(|p| p.len() + options.max_new_tokens.min(1) > limit) {
+        let (prompt, new) = (prompt.len(), options.max_new_tokens);
+        return Err(airllm::Error::Context { prompt, new, context: limit }.into());
+    }
+    let cache: usize = prompts.iter().map(need).sum();
+    Ok(builder.max_batch(prompts.len()).cache_tokens(cache).load(checkpoint)?)
+}
+
+fn write_trace(path: &Path, run: &Run<'_>) -> Result<()> {
+    std::fs::write(path, run.chrome_trace()).map_err(|source| {
+        airllm::Error::Io { path: path.to_path_buf(), doing: "writing the trace", source }.into()
+    })
+}

@@ -1,0 +1,61 @@
+//! From the common options to a model.
+
+use crate::args::{Common, Tuning, Weights};
+use crate::demo;
+use crate::exit::{Result, usage};
+use crate::progress::Bars;
+use airllm::{AutoModel, Builder, Cancel, Checkpoint};
+use std::sync::Arc;
+
+/// What the common options ask of the library.
+pub fn builder(common: &Common, cancel: &Cancel, bars: &Arc<Bars>) -> Builder {
+    let bars = bars.clone();
+    let mut builder = AutoModel::builder().cancel(cancel).on_progress(move |progress| bars.show(progress));
+    if let Some(ram) = common.ram {
+        builder = builder.ram(ram.0);
+    }
+    if let Some(threads) = common.threads {
+        builder = builder.threads(usize::from(threads));
+    }
+    builder
+}
+
+/// Adds how the model is stored and fetched.
+pub fn weights(mut builder: Builder, args: &Weights) -> Builder {
+    if let Some(bits) = args.bits {
+        builder = builder.bits(bits.0);
+    }
+    if let Some(revision) = &args.revision {
+        builder = builder.revision(revision);
+    }
+    builder.offline(args.offline)
+}
+
+/// Adds the shape of the stream.
+pub fn tuning(mut builder: Builder, args: &Tuning) -> Builder {
+    if let Some(slots) = args.slots {
+        builder = builder.slots(slots);
+    }
+    if let Some(stripe) = args.stripe {
+        builder = builder.slot_bytes(usize::try_from(stripe.0).unwrap_or(usize::MAX));
+    }
+    if let Some(readers) = args.readers {
+        builder = builder.readers(readers);
+    }
+    if let Some(tokens) = args.batch_tokens {
+        builder = builder.batch_tokens(tokens);
+    }
+    builder
+}
+
+/// Finds the model that was named, by option or by argument.
+pub fn find(builder: &Builder, common: &Common, target: Option<&str>) -> Result<Checkpoint> {
+    let model = match (target, common.model.as_deref()) {
+        (Some(_), Some(_)) => return Err(usage("the model is named twice: by --model and by an argument")),
+        (target, option) => target.or(option).unwrap_or("demo"),
+    };
+    match model {
+        "demo" => Ok(builder.find(&demo::folder(&builder.cache()?)?.to_string_lossy())?),
+        model => Ok(builder.find(model)?),
+    }
+}

@@ -1,0 +1,22 @@
+//! Ctrl-C: the first one asks to stop, the second one stops.
+
+use airllm::Cancel;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A flag that is set by the first interruption (SIGINT, SIGTERM, SIGHUP). A second one ends the process at
+/// once; what is on the disk is safe at any moment.
+pub fn cancel_on_interrupt() -> Cancel {
+    let cancel = Cancel::new();
+    let flag = cancel.clone();
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    let handler = move || {
+        if ASKED.swap(true, Ordering::SeqCst) {
+            std::process::exit(i32::from(crate::exit::INTERRUPTED));
+        }
+        flag.stop();
+    };
+    if let Err(error) = ctrlc::set_handler(handler) {
+        tracing::warn!(%error, "Ctrl-C will end the program at once");
+    }
+    cancel
+}
