@@ -20,12 +20,8 @@ use std::path::{Path, PathBuf};
 /// ```
 pub fn free_space(path: &Path) -> Result<u64> {
     let absolute = std::path::absolute(path).map_err(Error::io(path, "finding the folder"))?;
-    let there = absolute
-        .ancestors()
-        .find(|p| p.exists())
-        .unwrap_or(Path::new("/"));
-    let stat = rustix::fs::statvfs(there)
-        .map_err(|e| Error::io(there, "asking for free space")(e.into()))?;
+    let there = absolute.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let stat = rustix::fs::statvfs(there).map_err(|e| Error::io(there, "asking for free space")(e.into()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
@@ -36,11 +32,7 @@ pub fn free_space(path: &Path) -> Result<u64> {
 pub fn need_space(path: &Path, needed: u64) -> Result<()> {
     let free = free_space(path)?;
     if needed > free {
-        return Err(Error::NoSpace {
-            path: path.to_path_buf(),
-            needed,
-            free,
-        });
+        return Err(Error::NoSpace { path: path.to_path_buf(), needed, free });
     }
     Ok(())
 }
@@ -56,10 +48,8 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let part = temporary(path);
     let write = || -> Result<()> {
         let mut file = File::create(&part).map_err(Error::io(&part, "creating"))?;
-        file.write_all(bytes)
-            .map_err(|e| write_error(&part, bytes.len() as u64, e))?;
-        file.sync_all()
-            .map_err(|e| write_error(&part, bytes.len() as u64, e))?;
+        file.write_all(bytes).map_err(|e| write_error(&part, bytes.len() as u64, e))?;
+        file.sync_all().map_err(|e| write_error(&part, bytes.len() as u64, e))?;
         rename(&part, path)
     };
     write().inspect_err(|_| drop(fs::remove_file(&part)))
@@ -77,20 +67,14 @@ pub(crate) fn sync_parent(path: &Path) -> Result<()> {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
-    File::open(parent)
-        .and_then(|f| f.sync_all())
-        .map_err(Error::io(parent, "syncing the folder"))
+    File::open(parent).and_then(|f| f.sync_all()).map_err(Error::io(parent, "syncing the folder"))
 }
 
 /// The error of a failed write: a full disk gets its numbers, anything else the system's answer.
 pub(crate) fn write_error(path: &Path, needed: u64, error: io::Error) -> Error {
     if error.kind() == io::ErrorKind::StorageFull {
         let free = path.parent().and_then(|p| free_space(p).ok()).unwrap_or(0);
-        return Error::NoSpace {
-            path: path.to_path_buf(),
-            needed,
-            free,
-        };
+        return Error::NoSpace { path: path.to_path_buf(), needed, free };
     }
     Error::io(path, "writing")(error)
 }
@@ -101,9 +85,7 @@ pub(crate) fn open_file(path: &Path) -> Result<(File, u64)> {
         io::ErrorKind::NotFound => Error::missing(path, "no such file"),
         _ => Error::io(path, "opening")(e),
     })?;
-    let meta = file
-        .metadata()
-        .map_err(Error::io(path, "asking for the length"))?;
+    let meta = file.metadata().map_err(Error::io(path, "asking for the length"))?;
     if !meta.is_file() {
         return Err(Error::malformed(path, "expected a regular file"));
     }
@@ -123,9 +105,7 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
         return Err(too_large());
     }
     let mut bytes = Vec::with_capacity(len as usize);
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(Error::io(path, "reading"))?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path, "reading"))?;
     if bytes.len() as u64 > limit {
         return Err(too_large());
     }
@@ -142,8 +122,7 @@ pub(crate) fn read_through(path: &Path, mut each: impl FnMut(&[u8]) -> Result<()
     while at < len {
         let take = (len - at).min(BLOCK as u64) as usize;
         let part = &mut block[..take];
-        file.read_exact_at(part, at)
-            .map_err(Error::io(path, format!("reading {take} bytes at {at}")))?;
+        file.read_exact_at(part, at).map_err(Error::io(path, format!("reading {take} bytes at {at}")))?;
         advise(&file, at, take as u64, Advice::DontNeed);
         each(part)?;
         at += take as u64;
@@ -192,12 +171,26 @@ pub(crate) fn reserve(_: &File, _: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Opens a file for reads or writes past the page cache.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn open_direct(path: &Path, options: &mut fs::OpenOptions) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    options.custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32).open(path)
+}
+
+/// Other systems have no such flag.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn open_direct(_: &Path, _: &mut fs::OpenOptions) -> io::Result<File> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Checks that a name from a file is a plain file name: nothing that could lead out of the folder.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
 }
 
 /// Bytes whose first one lies at a multiple of 4096, as direct reads want it.
+#[derive(Debug)]
 pub(crate) struct Aligned {
     bytes: Vec<u8>,
     start: usize,
@@ -248,10 +241,7 @@ mod tests {
     fn a_full_disk_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let error = write_error(&dir.path().join("x"), 77, rustix::io::Errno::NOSPC.into());
-        assert!(
-            matches!(error, Error::NoSpace { needed: 77, free, .. } if free > 0),
-            "{error}"
-        );
+        assert!(matches!(error, Error::NoSpace { needed: 77, free, .. } if free > 0), "{error}");
         let huge = need_space(&dir.path().join("not/yet/there"), u64::MAX).unwrap_err();
         assert!(matches!(huge, Error::NoSpace { .. }), "{huge}");
         need_space(dir.path(), 1).unwrap();
@@ -264,14 +254,8 @@ mod tests {
         fs::write(&path, [7; 100]).unwrap();
         assert_eq!(read_bounded(&path, 100).unwrap(), [7; 100]);
         assert!(read_bounded(&path, 99).is_err());
-        assert!(matches!(
-            read_bounded(dir.path(), 9),
-            Err(Error::Malformed { .. })
-        ));
-        assert!(matches!(
-            read_bounded(&dir.path().join("no"), 9),
-            Err(Error::Missing { .. })
-        ));
+        assert!(matches!(read_bounded(dir.path(), 9), Err(Error::Malformed { .. })));
+        assert!(matches!(read_bounded(&dir.path().join("no"), 9), Err(Error::Missing { .. })));
     }
 
     #[test]

@@ -4,15 +4,14 @@ mod index;
 
 pub use index::Index;
 
-use crate::disk::{Advice, advise, is_plain_name, open_file, read_bounded};
+use crate::disk::{is_plain_name, open_file, read_bounded};
 use crate::json::{MAX_JSON, parse_object};
 use crate::safetensors::{Header, TensorInfo};
-use crate::{Error, Result};
+use crate::{Error, FileSource, LayerSource, ReadMode, Result};
 use serde_json::Value;
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -48,7 +47,7 @@ pub struct Repo {
     generation_config: Option<Value>,
     config_bytes: Vec<Vec<u8>>,
     paths: Vec<PathBuf>,
-    files: Vec<File>,
+    source: FileSource,
     headers: Vec<Header>,
     tensors: Vec<Located>,
     by_name: HashMap<String, usize>,
@@ -74,10 +73,7 @@ impl Repo {
         }
         let config_path = dir.join("config.json");
         if !config_path.exists() {
-            return Err(Error::missing(
-                dir,
-                "no config.json: not a checkpoint folder",
-            ));
+            return Err(Error::missing(dir, "no config.json: not a checkpoint folder"));
         }
         let config_bytes = read_bounded(&config_path, MAX_JSON)?;
         let config = parse_object(&config_bytes, &config_path)?;
@@ -90,19 +86,14 @@ impl Repo {
             config_bytes.push(bytes);
         }
         let weights = Weights::open(dir)?;
-        let by_name = weights
-            .tensors
-            .iter()
-            .enumerate()
-            .map(|(i, t)| (t.info.name.clone(), i))
-            .collect();
+        let by_name = weights.tensors.iter().enumerate().map(|(i, t)| (t.info.name.clone(), i)).collect();
         Ok(Self {
             dir: dir.to_path_buf(),
             config,
             generation_config,
             config_bytes,
             paths: weights.paths,
-            files: weights.files,
+            source: weights.source,
             headers: weights.headers,
             tensors: weights.tensors,
             by_name,
@@ -150,13 +141,9 @@ impl Repo {
     /// [`Error::Missing`] if there is no such tensor, [`Error::Malformed`] if the range is not inside it or
     /// not as long as `buf`, [`Error::Io`] where the system refuses.
     pub fn read(&self, name: &str, range: Range<u64>, buf: &mut [u8]) -> Result<()> {
-        let at = self
-            .tensor(name)
-            .ok_or_else(|| Error::missing(&self.dir, format!("no tensor `{name}`")))?;
+        let at = self.tensor(name).ok_or_else(|| Error::missing(&self.dir, format!("no tensor `{name}`")))?;
         let path = &self.paths[at.file];
-        if range.start > range.end
-            || range.end > at.info.bytes
-            || range.end - range.start != buf.len() as u64
+        if range.start > range.end || range.end > at.info.bytes || range.end - range.start != buf.len() as u64
         {
             return Err(Error::malformed(
                 path,
@@ -168,24 +155,14 @@ impl Repo {
             ));
         }
         let offset = at.info.start + range.start;
-        self.files[at.file]
-            .read_exact_at(buf, offset)
-            .map_err(Error::io(
-                path,
-                format!("reading {} bytes of tensor `{name}` at {offset}", buf.len()),
-            ))
+        self.source.read_at(at.file, offset, buf)
     }
 
     /// Tells the system that the bytes of a tensor will not be needed again soon, so that reading a large
     /// checkpoint once does not push everything else out of the page cache.
     pub fn forget(&self, name: &str) {
         if let Some(at) = self.tensor(name) {
-            advise(
-                &self.files[at.file],
-                at.info.start,
-                at.info.bytes,
-                Advice::DontNeed,
-            );
+            self.source.forget(at.file, at.info.start, at.info.bytes);
         }
     }
 
@@ -234,18 +211,13 @@ impl Repo {
         for t in &self.tensors {
             add(t.info.name.as_bytes());
             add(t.info.dtype.name().as_bytes());
-            t.info
-                .shape
-                .iter()
-                .for_each(|&d| add(&(d as u64).to_le_bytes()));
+            t.info.shape.iter().for_each(|&d| add(&(d as u64).to_le_bytes()));
             add(&t.info.start.to_le_bytes());
             let len = t.info.bytes;
             let ranges = if whole || len <= 3 * SAMPLE {
                 vec![0..len]
             } else {
-                [0, (len - SAMPLE) / 2, len - SAMPLE]
-                    .map(|from| from..from + SAMPLE)
-                    .to_vec()
+                [0, (len - SAMPLE) / 2, len - SAMPLE].map(|from| from..from + SAMPLE).to_vec()
             };
             for range in ranges {
                 buf.resize((range.end - range.start) as usize, 0);
@@ -260,7 +232,7 @@ impl Repo {
 /// The opened weight files of a folder.
 struct Weights {
     paths: Vec<PathBuf>,
-    files: Vec<File>,
+    source: FileSource,
     headers: Vec<Header>,
     tensors: Vec<Located>,
 }
@@ -291,52 +263,31 @@ impl Weights {
     }
 
     fn open_files(paths: Vec<PathBuf>, index: Option<(&Index, &Path)>) -> Result<Self> {
-        let (mut files, mut headers, mut tensors) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut headers, mut tensors) = (Vec::new(), Vec::new());
         for path in &paths {
             let (file, len) = open_file(path)?;
             headers.push(Header::read_from(&file, len, path)?);
-            advise(&file, 0, 0, Advice::Sequential);
-            files.push(file);
         }
         for (number, header) in headers.iter().enumerate() {
-            let name = paths[number]
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy();
+            let name = paths[number].file_name().unwrap_or_default().to_string_lossy();
             for info in header.tensors() {
                 if index.is_none_or(|(index, _)| index.file_of(&info.name) == Some(&*name)) {
-                    tensors.push(Located {
-                        file: number,
-                        info: info.clone(),
-                    });
+                    tensors.push(Located { file: number, info: info.clone() });
                 }
             }
         }
         if let Some((index, path)) = index {
             check_index(index, path, &paths, &headers)?;
         }
-        Ok(Self {
-            paths,
-            files,
-            headers,
-            tensors,
-        })
+        let source = FileSource::open(&paths, ReadMode::Direct)?;
+        Ok(Self { paths, source, headers, tensors })
     }
 }
 
 /// Checks that every tensor of the index is in the file that the index names.
-fn check_index(
-    index: &Index,
-    index_path: &Path,
-    paths: &[PathBuf],
-    headers: &[Header],
-) -> Result<()> {
-    let number: HashMap<&str, usize> = index
-        .files()
-        .iter()
-        .enumerate()
-        .map(|(i, f)| (f.as_str(), i))
-        .collect();
+fn check_index(index: &Index, index_path: &Path, paths: &[PathBuf], headers: &[Header]) -> Result<()> {
+    let number: HashMap<&str, usize> =
+        index.files().iter().enumerate().map(|(i, f)| (f.as_str(), i)).collect();
     for (tensor, file) in index.weight_map() {
         if headers[number[file]].get(tensor).is_none() {
             let elsewhere = headers.iter().position(|h| h.get(tensor).is_some());
@@ -369,10 +320,7 @@ fn no_weights(dir: &Path) -> Error {
     } else {
         String::new()
     };
-    Error::missing(
-        dir,
-        format!("neither model.safetensors nor model.safetensors.index.json{hint}"),
-    )
+    Error::missing(dir, format!("neither model.safetensors nor model.safetensors.index.json{hint}"))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 //! The checksum of a tensor is the wrapping sum over its rows of `xxh3_64(row, seed = row index)`. It does
 //! not depend on how the rows are cut into reads, see [`RowSums`].
 
+mod blocks;
 mod layout;
 mod scan;
 mod sums;

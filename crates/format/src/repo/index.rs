@@ -60,9 +60,7 @@ impl Index {
 
     /// Tensor names and the file each is in.
     pub fn weight_map(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
-        self.weight_map
-            .iter()
-            .map(|(tensor, file)| (tensor.as_str(), file.as_str()))
+        self.weight_map.iter().map(|(tensor, file)| (tensor.as_str(), file.as_str()))
     }
 
     /// The file that holds a tensor.

@@ -8,8 +8,7 @@ fn weights(tensors: &[(&str, &[u8])]) -> Vec<u8> {
     let views = tensors.iter().map(|(name, bytes)| {
         (
             *name,
-            safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![bytes.len()], bytes)
-                .unwrap(),
+            safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![bytes.len()], bytes).unwrap(),
         )
     });
     safetensors::serialize(views, None).unwrap()
@@ -17,25 +16,18 @@ fn weights(tensors: &[(&str, &[u8])]) -> Vec<u8> {
 
 fn folder(files: &[(&str, Vec<u8>)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    files
-        .iter()
-        .for_each(|(name, bytes)| fs::write(dir.path().join(name), bytes).unwrap());
+    files.iter().for_each(|(name, bytes)| fs::write(dir.path().join(name), bytes).unwrap());
     dir
 }
 
 fn index(map: Value) -> Vec<u8> {
-    json!({ "metadata": { "total_size": 1.5e10 }, "weight_map": map })
-        .to_string()
-        .into_bytes()
+    json!({ "metadata": { "total_size": 1.5e10 }, "weight_map": map }).to_string().into_bytes()
 }
 
 fn split() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("config.json", b"{\"hidden_size\": 64}".to_vec()),
-        (
-            "model-1.safetensors",
-            weights(&[("a", &[1, 2, 3]), ("extra", &[9])]),
-        ),
+        ("model-1.safetensors", weights(&[("a", &[1, 2, 3]), ("extra", &[9])])),
         ("model-2.safetensors", weights(&[("b", &[4, 5, 6, 7])])),
         (
             "model.safetensors.index.json",
@@ -55,35 +47,16 @@ fn a_split_checkpoint() {
     assert_eq!(repo.config()["hidden_size"], 64);
     assert!(repo.generation_config().is_none());
     let names: Vec<&str> = repo.tensors().map(|t| t.info.name.as_str()).collect();
-    assert_eq!(
-        names,
-        ["a", "b"],
-        "what the index does not name is left out"
-    );
+    assert_eq!(names, ["a", "b"], "what the index does not name is left out");
     assert_eq!(repo.tensor("b").unwrap().file, 1);
     assert_eq!(repo.bytes(), 7);
     let mut buf = [0; 2];
     repo.read("b", 1..3, &mut buf).unwrap();
     assert_eq!(buf, [5, 6]);
     repo.forget("b");
-    assert!(
-        repo.read("b", 3..5, &mut buf)
-            .unwrap_err()
-            .to_string()
-            .contains("bytes 3..5")
-    );
-    assert!(
-        repo.read("b", 0..1, &mut buf)
-            .unwrap_err()
-            .to_string()
-            .contains("into a buffer of 2")
-    );
-    assert!(
-        repo.read("c", 0..2, &mut buf)
-            .unwrap_err()
-            .to_string()
-            .contains("no tensor `c`")
-    );
+    assert!(repo.read("b", 3..5, &mut buf).unwrap_err().to_string().contains("bytes 3..5"));
+    assert!(repo.read("b", 0..1, &mut buf).unwrap_err().to_string().contains("into a buffer of 2"));
+    assert!(repo.read("c", 0..2, &mut buf).unwrap_err().to_string().contains("no tensor `c`"));
     let files: Vec<_> = repo.side_files().unwrap();
     assert_eq!(files, [dir.path().join("config.json")]);
 }
@@ -131,26 +104,17 @@ fn what_is_missing_is_named() {
     let config = split()[0].clone();
     assert!(refusal(std::slice::from_ref(&config)).contains("neither model.safetensors nor"));
     let bin = ("pytorch_model.bin", vec![]);
-    assert!(
-        refusal(&[config.clone(), bin])
-            .contains("pytorch_model.bin is there, but only safetensors")
-    );
+    assert!(refusal(&[config.clone(), bin]).contains("pytorch_model.bin is there, but only safetensors"));
     assert!(refusal(&split()[..2]).contains("model-1.safetensors is there, but no index"));
     let mut files = split();
     files.remove(2);
     let error = refusal(&files);
     assert!(
-        error.contains("model-2.safetensors: the index names this file")
-            && error.contains("1 of 2"),
+        error.contains("model-2.safetensors: the index names this file") && error.contains("1 of 2"),
         "{error}"
     );
     let file = config_only_file();
-    assert!(
-        Repo::open(&file.path().join("config.json"))
-            .unwrap_err()
-            .to_string()
-            .contains("found a file")
-    );
+    assert!(Repo::open(&file.path().join("config.json")).unwrap_err().to_string().contains("found a file"));
 }
 
 fn config_only_file() -> tempfile::TempDir {
@@ -165,23 +129,15 @@ fn a_wrong_index_is_refused() {
         refusal(&files)
     };
     let swapped = json!({ "a": "model-2.safetensors", "b": "model-2.safetensors" });
-    files_elsewhere(&with(index(
-        json!({ "a": "model-2.safetensors", "b": "model-1.safetensors" }),
-    )));
-    assert!(
-        with(index(swapped))
-            .contains("tensor `a` is not in model-2.safetensors as the index says; nor")
-    );
+    files_elsewhere(&with(index(json!({ "a": "model-2.safetensors", "b": "model-1.safetensors" }))));
+    assert!(with(index(swapped)).contains("tensor `a` is not in model-2.safetensors as the index says; nor"));
     assert!(with(index(json!({}))).contains("weight_map is empty"));
     assert!(with(b"{}".to_vec()).contains("missing field `weight_map`"));
     assert!(with(b"[".to_vec()).contains("not a valid index"));
     let twice = br#"{"weight_map": {"a": "model-1.safetensors", "a": "model-2.safetensors"}}"#;
     assert!(with(twice.to_vec()).contains("`a` comes twice"));
     for bad in ["../x.safetensors", "/x.safetensors", "x.bin", "", ".."] {
-        assert!(
-            with(index(json!({ "a": bad }))).contains("not the name of a safetensors file"),
-            "{bad}"
-        );
+        assert!(with(index(json!({ "a": bad }))).contains("not the name of a safetensors file"), "{bad}");
     }
 }
 
@@ -209,12 +165,7 @@ fn damaged_files_are_refused() {
 
 #[test]
 fn the_fingerprint_is_of_the_content() {
-    let print = |files: &[(&str, Vec<u8>)]| {
-        Repo::open(folder(files).path())
-            .unwrap()
-            .fingerprint()
-            .unwrap()
-    };
+    let print = |files: &[(&str, Vec<u8>)]| Repo::open(folder(files).path()).unwrap().fingerprint().unwrap();
     let same = print(&split());
     assert_eq!(same.len(), 32);
     assert_eq!(same, print(&split()), "another folder, the same content");
@@ -231,18 +182,11 @@ fn the_fingerprint_is_of_the_content() {
 
 #[test]
 fn a_large_checkpoint_is_sampled() {
-    let tensors: Vec<(String, Vec<u8>)> = (0..70)
-        .map(|i| (format!("t{i}"), vec![i as u8; 1 << 20]))
-        .collect();
+    let tensors: Vec<(String, Vec<u8>)> =
+        (0..70).map(|i| (format!("t{i}"), vec![i as u8; 1 << 20])).collect();
     let print = |tensors: &[(String, Vec<u8>)]| {
-        let view: Vec<(&str, &[u8])> = tensors
-            .iter()
-            .map(|(n, b)| (n.as_str(), b.as_slice()))
-            .collect();
-        let dir = folder(&[
-            ("config.json", b"{}".to_vec()),
-            ("model.safetensors", weights(&view)),
-        ]);
+        let view: Vec<(&str, &[u8])> = tensors.iter().map(|(n, b)| (n.as_str(), b.as_slice())).collect();
+        let dir = folder(&[("config.json", b"{}".to_vec()), ("model.safetensors", weights(&view))]);
         Repo::open(dir.path()).unwrap().fingerprint().unwrap()
     };
     let same = print(&tensors);
@@ -279,11 +223,7 @@ fn reference_checkpoints() {
             }
         }
         if let Some(other) = prints.insert(repo.fingerprint().unwrap(), dir.clone()) {
-            panic!(
-                "{} and {} have one fingerprint",
-                dir.display(),
-                other.display()
-            );
+            panic!("{} and {} have one fingerprint", dir.display(), other.display());
         }
     }
     assert!(prints.len() > 5);

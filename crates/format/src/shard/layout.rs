@@ -57,12 +57,7 @@ impl Geometry {
             return None;
         }
         let row_bytes = format.row_bytes(cols);
-        Some(Self {
-            rows,
-            cols,
-            row_bytes,
-            bytes: rows as u64 * row_bytes as u64,
-        })
+        Some(Self { rows, cols, row_bytes, bytes: rows as u64 * row_bytes as u64 })
     }
 }
 
@@ -124,11 +119,8 @@ impl Layout {
         let mut offsets = Vec::with_capacity(specs.len());
         for (spec, g) in specs.iter().zip(&geometries) {
             let dtype = Dtype::of(spec.format);
-            let shape = if spec.format.is_quantised() {
-                json!([g.rows, g.row_bytes])
-            } else {
-                json!(spec.shape)
-            };
+            let shape =
+                if spec.format.is_quantised() { json!([g.rows, g.row_bytes]) } else { json!(spec.shape) };
             header.insert(spec.name.clone(), entry(dtype, shape, at, g.bytes));
             offsets.push(at);
             at += g.bytes;
@@ -136,10 +128,7 @@ impl Layout {
         }
         let sums = at;
         let sums_bytes = 8 * specs.len() as u64;
-        header.insert(
-            "__sums".to_owned(),
-            entry(Dtype::U64, json!([specs.len()]), at, sums_bytes),
-        );
+        header.insert("__sums".to_owned(), entry(Dtype::U64, json!([specs.len()]), at, sums_bytes));
         at += sums_bytes;
         pad(&mut header, &mut at, &mut pads, ALIGNMENT);
 
@@ -147,24 +136,12 @@ impl Layout {
         let start = (8 + json.len() as u64).next_multiple_of(ALIGNMENT);
         json.resize(start as usize - 8, b' ');
         if json.len() as u64 > MAX_HEADER {
-            return fail(format!(
-                "a shard of {} tensors has too large a header",
-                specs.len()
-            ));
+            return fail(format!("a shard of {} tensors has too large a header", specs.len()));
         }
         let mut head = (json.len() as u64).to_le_bytes().to_vec();
         head.append(&mut json);
-        let tensors = offsets
-            .into_iter()
-            .map(|o| start + o)
-            .zip(geometries)
-            .collect();
-        Ok(Self {
-            head,
-            tensors,
-            sums: start + sums,
-            file_len: start + at,
-        })
+        let tensors = offsets.into_iter().map(|o| start + o).zip(geometries).collect();
+        Ok(Self { head, tensors, sums: start + sums, file_len: start + at })
     }
 
     /// The manifest's entries for these tensors.
@@ -210,10 +187,7 @@ fn entry(dtype: Dtype, shape: Value, start: u64, bytes: u64) -> Value {
 fn pad(header: &mut Map<String, Value>, at: &mut u64, pads: &mut usize, to: u64) {
     let hole = at.next_multiple_of(to) - *at;
     if hole > 0 {
-        header.insert(
-            format!("__pad.{pads}"),
-            entry(Dtype::U8, json!([hole]), *at, hole),
-        );
+        header.insert(format!("__pad.{pads}"), entry(Dtype::U8, json!([hole]), *at, hole));
         *pads += 1;
         *at += hole;
     }

@@ -28,9 +28,7 @@ pub(crate) fn scan(
     let mut hash = Xxh3::new();
     let mut sums: Vec<u64> = Vec::with_capacity(tensors.len());
     let mut waiting = tensors.iter();
-    let mut current = waiting
-        .next()
-        .map(|(range, row)| (range.clone(), RowSums::new(*row)));
+    let mut current = waiting.next().map(|(range, row)| (range.clone(), RowSums::new(*row)));
     let mut at = 0u64;
     let len = read_through(path, |block| {
         hash.update(block);
@@ -53,17 +51,11 @@ pub(crate) fn scan(
             if let Some((range, row_sums)) = current.take_if(|(range, _)| at >= range.end) {
                 debug_assert_eq!(range.end, at);
                 sums.push(row_sums.finish());
-                current = waiting
-                    .next()
-                    .map(|(range, row)| (range.clone(), RowSums::new(*row)));
+                current = waiting.next().map(|(range, row)| (range.clone(), RowSums::new(*row)));
             }
         }
         progress(block.len() as u64);
         Ok(())
     })?;
-    Ok(Scan {
-        xxh3: hash.digest128(),
-        sums,
-        len,
-    })
+    Ok(Scan { xxh3: hash.digest128(), sums, len })
 }

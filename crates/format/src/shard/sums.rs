@@ -20,9 +20,7 @@ pub fn row_checksum(first_row: u64, row_bytes: usize, rows: &[u8]) -> u64 {
     }
     rows.chunks_exact(row_bytes)
         .zip(first_row..)
-        .fold(0u64, |sum, (row, index)| {
-            sum.wrapping_add(xxh3_64_with_seed(row, index))
-        })
+        .fold(0u64, |sum, (row, index)| sum.wrapping_add(xxh3_64_with_seed(row, index)))
 }
 
 /// The checksum of a tensor whose bytes come in pieces of any size, in order.
@@ -37,12 +35,7 @@ pub struct RowSums {
 impl RowSums {
     /// Starts a tensor with rows of `row_bytes` bytes.
     pub fn new(row_bytes: usize) -> Self {
-        Self {
-            row_bytes: row_bytes.max(1),
-            row: 0,
-            sum: 0,
-            open: None,
-        }
+        Self { row_bytes: row_bytes.max(1), row: 0, sum: 0, open: None }
     }
 
     /// Takes the next bytes.
@@ -61,9 +54,7 @@ impl RowSums {
         }
         let whole = bytes.len() - bytes.len() % self.row_bytes;
         let (rows, rest) = bytes.split_at(whole);
-        self.sum = self
-            .sum
-            .wrapping_add(row_checksum(self.row, self.row_bytes, rows));
+        self.sum = self.sum.wrapping_add(row_checksum(self.row, self.row_bytes, rows));
         self.row += (whole / self.row_bytes) as u64;
         if !rest.is_empty() {
             let mut hash = Box::new(Xxh3::with_seed(self.row));

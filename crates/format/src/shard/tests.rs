@@ -10,19 +10,11 @@ use std::path::Path;
 const FILE: &str = "layer.3.safetensors";
 
 fn tag() -> ShardTag {
-    ShardTag {
-        unit: "layer.3".into(),
-        source: "f00d".into(),
-        bits: Bits::Q4,
-    }
+    ShardTag { unit: "layer.3".into(), source: "f00d".into(), bits: Bits::Q4 }
 }
 
 fn spec(name: &str, format: NumFormat, shape: &[usize]) -> TensorSpec {
-    TensorSpec {
-        name: name.into(),
-        format,
-        shape: shape.to_vec(),
-    }
+    TensorSpec { name: name.into(), format, shape: shape.to_vec() }
 }
 
 fn specs() -> Vec<TensorSpec> {
@@ -36,17 +28,11 @@ fn specs() -> Vec<TensorSpec> {
 
 fn bytes_of(spec: &TensorSpec, seed: u8) -> Vec<u8> {
     let len = Geometry::of(spec.format, &spec.shape).unwrap().bytes as usize;
-    (0..len)
-        .map(|i| (i as u8).wrapping_mul(37).wrapping_add(seed))
-        .collect()
+    (0..len).map(|i| (i as u8).wrapping_mul(37).wrapping_add(seed)).collect()
 }
 
 fn weights(specs: &[TensorSpec]) -> Vec<Vec<u8>> {
-    specs
-        .iter()
-        .zip(1..)
-        .map(|(s, seed)| bytes_of(s, seed))
-        .collect()
+    specs.iter().zip(1..).map(|(s, seed)| bytes_of(s, seed)).collect()
 }
 
 fn write(dir: &Path, specs: &[TensorSpec]) -> ShardEntry {
@@ -62,35 +48,22 @@ fn layout_is_as_promised() {
     let bytes = std::fs::read(dir.path().join(FILE)).unwrap();
     assert_eq!(entry.bytes, bytes.len() as u64);
     assert_eq!(bytes.len() % 4096, 0);
-    assert_eq!(
-        entry.xxh3,
-        format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&bytes))
-    );
+    assert_eq!(entry.xxh3, format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&bytes)));
     let header = Header::parse(&bytes, entry.bytes, Path::new(FILE)).unwrap();
     assert_eq!(header.data_start() % 4096, 0);
     let reference = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     for ((spec, weights), t) in specs().iter().zip(weights(&specs())).zip(&entry.tensors) {
-        assert_eq!(
-            (&t.name, t.format, &t.shape),
-            (&spec.name, spec.format, &spec.shape)
-        );
+        assert_eq!((&t.name, t.format, &t.shape), (&spec.name, spec.format, &spec.shape));
         assert_eq!(t.offset % 256, 0);
         assert_eq!(bytes[t.offset as usize..][..t.bytes as usize], weights);
         assert_eq!(reference.tensor(&t.name).unwrap().data(), weights);
         let row_bytes = Geometry::of(t.format, &t.shape).unwrap().row_bytes;
-        assert_eq!(
-            parse_checksum(&t.checksum),
-            Some(row_checksum(0, row_bytes, &weights))
-        );
+        assert_eq!(parse_checksum(&t.checksum), Some(row_checksum(0, row_bytes, &weights)));
     }
     let q = header.get("q").unwrap();
     assert_eq!((q.dtype, q.shape.as_slice()), (Dtype::U8, &[13, 48][..]));
     assert_eq!(header.get("k").unwrap().dtype, Dtype::Bf16);
-    assert_eq!(
-        std::fs::read_dir(dir.path()).unwrap().count(),
-        1,
-        "only the shard is there"
-    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "only the shard is there");
 }
 
 #[test]
@@ -98,24 +71,12 @@ fn an_accepted_shard_has_the_entry_that_was_written() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(accept(dir.path(), FILE, &tag(), &specs()).unwrap(), None);
     let entry = write(dir.path(), &specs());
-    assert_eq!(
-        accept(dir.path(), FILE, &tag(), &specs()).unwrap(),
-        Some(entry)
-    );
-    let other = ShardTag {
-        source: "beef".into(),
-        ..tag()
-    };
+    assert_eq!(accept(dir.path(), FILE, &tag(), &specs()).unwrap(), Some(entry));
+    let other = ShardTag { source: "beef".into(), ..tag() };
     assert_eq!(accept(dir.path(), FILE, &other, &specs()).unwrap(), None);
-    let other = ShardTag {
-        bits: Bits::Q8,
-        ..tag()
-    };
+    let other = ShardTag { bits: Bits::Q8, ..tag() };
     assert_eq!(accept(dir.path(), FILE, &other, &specs()).unwrap(), None);
-    assert_eq!(
-        accept(dir.path(), FILE, &tag(), &specs()[..3]).unwrap(),
-        None
-    );
+    assert_eq!(accept(dir.path(), FILE, &tag(), &specs()[..3]).unwrap(), None);
 }
 
 #[test]
@@ -130,17 +91,10 @@ fn every_flipped_bit_is_noticed() {
         let mut bad = good.clone();
         bad[at] ^= 1 << (at % 8);
         std::fs::write(&path, &bad).unwrap();
-        assert_eq!(
-            accept(dir.path(), FILE, &tag(), &specs()).unwrap(),
-            None,
-            "byte {at}"
-        );
+        assert_eq!(accept(dir.path(), FILE, &tag(), &specs()).unwrap(), None, "byte {at}");
     }
     std::fs::write(&path, &good).unwrap();
-    assert_eq!(
-        accept(dir.path(), FILE, &tag(), &specs()).unwrap(),
-        Some(entry)
-    );
+    assert_eq!(accept(dir.path(), FILE, &tag(), &specs()).unwrap(), Some(entry));
 }
 
 #[test]
@@ -161,14 +115,16 @@ fn a_writer_that_stops_leaves_nothing_that_is_accepted() {
         for stop in 0..rows.len() {
             let mut writer = ShardWriter::create(dir.path(), FILE, &tag(), specs()).unwrap();
             writer.write(&all[..rows[..stop].iter().sum()]).unwrap();
+            let part = temporary(&dir.path().join(FILE));
             if killed {
-                // As after `kill -9`: no destructor runs, the temporary file stays.
-                std::mem::forget(writer);
-                assert!(temporary(&dir.path().join(FILE)).exists());
+                // As after `kill -9`: the temporary file stays.
+                let left = std::fs::read(&part).unwrap();
+                drop(writer);
+                std::fs::write(&part, left).unwrap();
             } else {
                 let error = writer.finish().unwrap_err().to_string();
                 assert!(error.contains("rows are missing"), "{error}");
-                assert!(!temporary(&dir.path().join(FILE)).exists());
+                assert!(!part.exists());
             }
             assert!(!dir.path().join(FILE).exists());
             assert_eq!(accept(dir.path(), FILE, &tag(), &specs()).unwrap(), None);
@@ -187,11 +143,7 @@ fn a_cut_off_shard_is_not_accepted() {
     let good = std::fs::read(&path).unwrap();
     for len in (0..entry.bytes as usize).step_by(97) {
         std::fs::write(&path, &good[..len]).unwrap();
-        assert_eq!(
-            accept(dir.path(), FILE, &tag(), &specs()).unwrap(),
-            None,
-            "cut at {len}"
-        );
+        assert_eq!(accept(dir.path(), FILE, &tag(), &specs()).unwrap(), None, "cut at {len}");
         assert!(Header::read(&path).is_err(), "cut at {len}");
     }
 }
@@ -200,10 +152,7 @@ fn a_cut_off_shard_is_not_accepted() {
 fn misuse_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let create = |file: &str, specs: Vec<TensorSpec>| {
-        ShardWriter::create(dir.path(), file, &tag(), specs)
-            .err()
-            .unwrap()
-            .to_string()
+        ShardWriter::create(dir.path(), file, &tag(), specs).err().unwrap().to_string()
     };
     assert!(create(FILE, vec![]).contains("at least one tensor"));
     assert!(create("../x", specs()).contains("plain file name"));
@@ -211,38 +160,14 @@ fn misuse_is_refused() {
     assert!(create(FILE, vec![spec("__pad.0", NumFormat::F32, &[4])]).contains("reserved"));
     let twice = spec("q", NumFormat::F32, &[4]);
     assert!(create(FILE, vec![twice.clone(), twice]).contains("there twice"));
-    for shape in [
-        &[][..],
-        &[0],
-        &[4, 0],
-        &[1, 2, 3],
-        &[usize::MAX],
-        &[1 << 29, 2],
-    ] {
+    for shape in [&[][..], &[0], &[4, 0], &[1, 2, 3], &[usize::MAX], &[1 << 29, 2]] {
         assert!(create(FILE, vec![spec("q", NumFormat::Q8, shape)]).contains("cannot have shape"));
     }
-    let mut writer = ShardWriter::create(
-        dir.path(),
-        FILE,
-        &tag(),
-        vec![spec("q", NumFormat::F32, &[3, 4])],
-    )
-    .unwrap();
-    assert!(
-        writer
-            .write(&[0; 15])
-            .unwrap_err()
-            .to_string()
-            .contains("not whole rows of 16")
-    );
+    let mut writer =
+        ShardWriter::create(dir.path(), FILE, &tag(), vec![spec("q", NumFormat::F32, &[3, 4])]).unwrap();
+    assert!(writer.write(&[0; 15]).unwrap_err().to_string().contains("not whole rows of 16"));
     writer.write(&[0; 48]).unwrap();
-    assert!(
-        writer
-            .write(&[0; 16])
-            .unwrap_err()
-            .to_string()
-            .contains("16 bytes more")
-    );
+    assert!(writer.write(&[0; 16]).unwrap_err().to_string().contains("16 bytes more"));
 }
 
 #[test]
@@ -250,13 +175,8 @@ fn a_folder_that_cannot_be_written_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("taken");
     std::fs::write(&file, "").unwrap();
-    let error = ShardWriter::create(&file, FILE, &tag(), specs())
-        .err()
-        .unwrap();
-    assert!(
-        matches!(&error, crate::Error::Io { path, .. } if *path == file),
-        "{error}"
-    );
+    let error = ShardWriter::create(&file, FILE, &tag(), specs()).err().unwrap();
+    assert!(matches!(&error, crate::Error::Io { path, .. } if *path == file), "{error}");
 }
 
 proptest! {

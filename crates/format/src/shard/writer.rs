@@ -1,19 +1,16 @@
 //! Writing a shard in one go, and recognising one that is already there.
 
+use super::blocks::Blocks;
 use super::layout::{Layout, ShardTag, TensorSpec};
 use super::scan;
 use super::sums::RowSums;
-use crate::disk::{Advice, advise, is_plain_name, rename, reserve, temporary, write_error};
+use crate::disk::{is_plain_name, rename, temporary, write_error};
 use crate::manifest::ShardEntry;
 use crate::{Error, Result};
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
-
-/// Writes go to the system in blocks of this many bytes.
-const BLOCK: usize = 4 << 20;
 
 /// Writes one shard: create, write all rows in order, finish.
 ///
@@ -23,7 +20,7 @@ const BLOCK: usize = 4 << 20;
 pub struct ShardWriter {
     path: PathBuf,
     part: PathBuf,
-    file: BufWriter<File>,
+    file: Blocks,
     tag: ShardTag,
     specs: Vec<TensorSpec>,
     layout: Layout,
@@ -51,12 +48,16 @@ impl ShardWriter {
         let layout = Layout::new(tag, &specs, &path)?;
         fs::create_dir_all(dir).map_err(Error::io(dir, "making the folder"))?;
         let part = temporary(&path);
-        let out = File::create(&part).map_err(Error::io(&part, "creating"))?;
+        let file = Blocks::create(&part, layout.file_len).map_err(|e| {
+            // Nobody else would: there is no writer yet that could be dropped.
+            let _ = fs::remove_file(&part);
+            write_error(&part, layout.file_len, e)
+        })?;
         let row_bytes = layout.tensors[0].1.row_bytes;
         let mut writer = Self {
             path,
             part,
-            file: BufWriter::with_capacity(BLOCK, out),
+            file,
             tag: tag.clone(),
             specs,
             layout,
@@ -67,8 +68,6 @@ impl ShardWriter {
             open: RowSums::new(row_bytes),
             sums: Vec::new(),
         };
-        let len = writer.layout.file_len;
-        reserve(writer.file.get_ref(), len).map_err(|e| write_error(&writer.part, len, e))?;
         let head = writer.layout.head.clone();
         writer.emit(&head)?;
         Ok(writer)
@@ -93,9 +92,7 @@ impl ShardWriter {
                     format!("{} bytes more than the shard's tensors have", rows.len()),
                 ));
             };
-            let take = rows
-                .len()
-                .min(usize::try_from(geometry.bytes - self.have).unwrap_or(usize::MAX));
+            let take = rows.len().min(usize::try_from(geometry.bytes - self.have).unwrap_or(usize::MAX));
             if take % geometry.row_bytes != 0 {
                 return Err(Error::malformed(
                     &self.path,
@@ -129,31 +126,16 @@ impl ShardWriter {
             let bytes = self.layout.tensors[self.tensor].1.bytes;
             return Err(Error::malformed(
                 &self.path,
-                format!(
-                    "tensor `{}` has {} of {bytes} bytes: rows are missing",
-                    spec.name, self.have
-                ),
+                format!("tensor `{}` has {} of {bytes} bytes: rows are missing", spec.name, self.have),
             ));
         }
         let sums: Vec<u8> = self.sums.iter().flat_map(|s| s.to_le_bytes()).collect();
         self.emit(&sums)?;
         self.zeros_to(self.layout.file_len)?;
         let len = self.layout.file_len;
-        let synced = self
-            .file
-            .flush()
-            .and_then(|()| self.file.get_ref().sync_all());
-        synced.map_err(|e| write_error(&self.part, len, e))?;
-        advise(self.file.get_ref(), 0, 0, Advice::DontNeed);
+        self.file.finish().map_err(|e| write_error(&self.part, len, e))?;
         rename(&self.part, &self.path)?;
-        Ok(entry(
-            &self.path,
-            &self.tag,
-            &self.specs,
-            &self.layout,
-            &self.sums,
-            self.hash.digest128(),
-        ))
+        Ok(entry(&self.path, &self.tag, &self.specs, &self.layout, &self.sums, self.hash.digest128()))
     }
 
     /// Goes on to the next tensor, over the hole in front of it.
@@ -178,9 +160,7 @@ impl ShardWriter {
 
     fn emit(&mut self, bytes: &[u8]) -> Result<()> {
         self.hash.update(bytes);
-        self.file
-            .write_all(bytes)
-            .map_err(|e| write_error(&self.part, self.layout.file_len - self.at, e))?;
+        self.file.write(bytes).map_err(|e| write_error(&self.part, self.layout.file_len - self.at, e))?;
         self.at += bytes.len() as u64;
         Ok(())
     }
@@ -201,23 +181,15 @@ impl Drop for ShardWriter {
 /// # Errors
 /// [`Error::Malformed`] for names or shapes that a shard cannot have, [`Error::Io`] where the system
 /// refuses.
-pub fn accept(
-    dir: &Path,
-    file: &str,
-    tag: &ShardTag,
-    specs: &[TensorSpec],
-) -> Result<Option<ShardEntry>> {
+pub fn accept(dir: &Path, file: &str, tag: &ShardTag, specs: &[TensorSpec]) -> Result<Option<ShardEntry>> {
     let path = dir.join(file);
     let layout = Layout::new(tag, specs, &path)?;
     match fs::metadata(&path) {
         Ok(meta) if meta.is_file() && meta.len() == layout.file_len => {}
         _ => return Ok(None),
     }
-    let ranges: Vec<(Range<u64>, usize)> = layout
-        .tensors
-        .iter()
-        .map(|(offset, g)| (*offset..offset + g.bytes, g.row_bytes))
-        .collect();
+    let ranges: Vec<(Range<u64>, usize)> =
+        layout.tensors.iter().map(|(offset, g)| (*offset..offset + g.bytes, g.row_bytes)).collect();
     let mut head = Vec::with_capacity(layout.head.len());
     let mut stored = Vec::new();
     let mut zeros = true;
@@ -239,22 +211,13 @@ pub fn accept(
         },
         |_| {},
     )?;
-    let stored: Vec<u64> = stored
-        .chunks_exact(8)
-        .map(|c| c.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)))
-        .collect();
+    let stored: Vec<u64> =
+        stored.chunks_exact(8).map(|c| c.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b))).collect();
     if found.len != layout.file_len || head != layout.head || !zeros || stored != found.sums {
         tracing::info!(file = %path.display(), "a shard is there but not the one that is needed; it is written again");
         return Ok(None);
     }
-    Ok(Some(entry(
-        &path,
-        tag,
-        specs,
-        &layout,
-        &found.sums,
-        found.xxh3,
-    )))
+    Ok(Some(entry(&path, tag, specs, &layout, &found.sums, found.xxh3)))
 }
 
 fn entry(
@@ -266,11 +229,7 @@ fn entry(
     xxh3: u128,
 ) -> ShardEntry {
     ShardEntry {
-        file: path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
+        file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         unit: tag.unit.clone(),
         bytes: layout.file_len,
         xxh3: format!("{xxh3:032x}"),

@@ -130,14 +130,12 @@ impl<S: LayerSource> FaultSource<S> {
         match (done, inner_error) {
             (Ok(()), _) => Ok(()),
             (Err(_), Some(e)) => Err(e),
-            (Err(Stop::Io(at, e)), None) => Err(Error::io(
-                Path::new(self.name(file)),
-                format!("reading at {at}"),
-            )(e)),
-            (Err(Stop::Ended(at)), None) => Err(Error::malformed(
-                Path::new(self.name(file)),
-                format!("the file ends at {at}"),
-            )),
+            (Err(Stop::Io(at, e)), None) => {
+                Err(Error::io(Path::new(self.name(file)), format!("reading at {at}"))(e))
+            }
+            (Err(Stop::Ended(at)), None) => {
+                Err(Error::malformed(Path::new(self.name(file)), format!("the file ends at {at}")))
+            }
         }
     }
 }
@@ -165,24 +163,12 @@ impl<S: LayerSource> LayerSource for FaultSource<S> {
             std::thread::sleep(time);
         }
         if self.fail.contains(&number) || self.fail_from.is_some_and(|n| number >= n) {
-            let doing = format!(
-                "reading {} bytes at {offset} (read number {number})",
-                buf.len()
-            );
-            return Err(Error::io(Path::new(self.name(file)), doing)(
-                io::Error::other("injected fault"),
-            ));
+            let doing = format!("reading {} bytes at {offset} (read number {number})", buf.len());
+            return Err(Error::io(Path::new(self.name(file)), doing)(io::Error::other("injected fault")));
         }
         let end = offset.saturating_add(buf.len() as u64).min(self.len(file));
-        if let Some((_, len)) = self
-            .truncate
-            .iter()
-            .find(|(f, len)| *f == file && end > *len)
-        {
-            let what = format!(
-                "the file ends at {len}, it had {} bytes when it was opened",
-                self.len(file)
-            );
+        if let Some((_, len)) = self.truncate.iter().find(|(f, len)| *f == file && end > *len) {
+            let what = format!("the file ends at {len}, it had {} bytes when it was opened", self.len(file));
             return Err(Error::malformed(Path::new(self.name(file)), what));
         }
         match self.short {
@@ -190,10 +176,7 @@ impl<S: LayerSource> LayerSource for FaultSource<S> {
             None => self.inner.read_at(file, offset, buf)?,
         }
         for (_, at, bit) in self.flips.iter().filter(|(f, ..)| *f == file) {
-            if let Some(byte) = at
-                .checked_sub(offset)
-                .and_then(|i| buf.get_mut(usize::try_from(i).ok()?))
-            {
+            if let Some(byte) = at.checked_sub(offset).and_then(|i| buf.get_mut(usize::try_from(i).ok()?)) {
                 *byte ^= 1 << bit;
             }
         }
@@ -208,39 +191,26 @@ mod tests {
     use proptest::prelude::*;
 
     fn memory() -> MemorySource {
-        MemorySource::new(vec![
-            ("a".into(), (0..200).collect()),
-            ("b".into(), vec![1; 50]),
-        ])
+        MemorySource::new(vec![("a".into(), (0..200).collect()), ("b".into(), vec![1; 50])])
     }
 
     #[test]
     fn fails_where_it_was_told_to() {
         let source = FaultSource::new(memory()).fail_read(1).fail_from(3);
         let mut buf = [0; 8];
-        let outcomes: Vec<bool> = (0..5)
-            .map(|_| source.read_at(0, 0, &mut buf).is_ok())
-            .collect();
+        let outcomes: Vec<bool> = (0..5).map(|_| source.read_at(0, 0, &mut buf).is_ok()).collect();
         assert_eq!(outcomes, [true, false, true, false, false]);
         assert_eq!(source.reads(), 5);
     }
 
     #[test]
     fn truncates_and_delays() {
-        let source = FaultSource::new(memory())
-            .truncate(0, 100)
-            .delay(2, Duration::from_millis(30));
+        let source = FaultSource::new(memory()).truncate(0, 100).delay(2, Duration::from_millis(30));
         let mut buf = [0; 10];
         let start = std::time::Instant::now();
         source.read_at(0, 90, &mut buf).unwrap();
         assert!(start.elapsed() >= Duration::from_millis(30));
-        assert!(
-            source
-                .read_at(0, 91, &mut buf)
-                .unwrap_err()
-                .to_string()
-                .contains("ends at 100")
-        );
+        assert!(source.read_at(0, 91, &mut buf).unwrap_err().to_string().contains("ends at 100"));
         source.read_at(1, 40, &mut buf).unwrap();
         assert!(source.read_at(1, 41, &mut buf).is_err());
     }

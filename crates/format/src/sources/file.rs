@@ -2,13 +2,14 @@
 
 use super::fill::{Stop, fill};
 use super::memory::{check_range, no_file};
-use crate::disk::{Advice, Aligned, advise, open_file};
+use crate::disk::{Advice, Aligned, advise, open_direct, open_file};
 use crate::{Error, LayerSource, Result};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// How files are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +32,12 @@ impl ReadMode {
     }
 }
 
+/// Unaligned reads of at least this size go past the page cache too, by way of an aligned block.
+const BOUNCE_FROM: usize = 1 << 20;
+
+/// Bytes of such a block.
+const BOUNCE: usize = 4 << 20;
+
 /// Smaller reads leave their pages in the cache: single rows of an embedding come again.
 const EVICT_FROM: usize = 256 << 10;
 
@@ -50,6 +57,8 @@ pub struct FileSource {
     mode: ReadMode,
     /// Set when the file system has refused direct reads.
     refused: AtomicBool,
+    /// Aligned blocks for direct reads into buffers that are not; as many as were ever needed at once.
+    spare: Mutex<Vec<Aligned>>,
 }
 
 #[derive(Debug)]
@@ -72,6 +81,7 @@ impl FileSource {
             files: Vec::with_capacity(paths.len()),
             mode,
             refused: AtomicBool::new(false),
+            spare: Mutex::new(Vec::new()),
         };
         for path in paths {
             let (buffered, len) = open_file(path)?;
@@ -80,7 +90,7 @@ impl FileSource {
                     advise(&buffered, 0, 0, Advice::Sequential);
                     None
                 }
-                ReadMode::Direct => match open_direct(path) {
+                ReadMode::Direct => match open_direct(path, File::options().read(true)) {
                     Ok(file) => Some(file),
                     Err(e) => {
                         source.refuse(path, &e);
@@ -89,24 +99,14 @@ impl FileSource {
                 },
             };
             let name = path.display().to_string();
-            source.files.push(OneFile {
-                path: path.clone(),
-                name,
-                len,
-                buffered,
-                direct,
-            });
+            source.files.push(OneFile { path: path.clone(), name, len, buffered, direct });
         }
         Ok(source)
     }
 
     /// How large reads are done now: the mode asked for, or [`ReadMode::Buffered`] after a refusal.
     pub fn mode(&self) -> ReadMode {
-        if self.refused.load(Ordering::Relaxed) {
-            ReadMode::Buffered
-        } else {
-            self.mode
-        }
+        if self.refused.load(Ordering::Relaxed) { ReadMode::Buffered } else { self.mode }
     }
 
     /// Notes that direct reads do not work here, and says so the first time.
@@ -116,36 +116,47 @@ impl FileSource {
         }
     }
 
-    /// A direct read, if the mode, the file and the alignment allow one. `false`: read otherwise.
+    /// A direct read, if the mode, the file and the size allow one. `false`: read otherwise.
     fn read_direct(&self, file: &OneFile, offset: u64, buf: &mut [u8]) -> Result<bool, Stop> {
         const ALIGNMENT: usize = Aligned::ALIGNMENT;
-        let Some(direct) = file
-            .direct
-            .as_ref()
-            .filter(|_| self.mode() == ReadMode::Direct)
-        else {
+        let Some(direct) = file.direct.as_ref().filter(|_| self.mode() == ReadMode::Direct) else {
             return Ok(false);
         };
-        let aligned = offset % ALIGNMENT as u64 == 0
-            && buf.len() % ALIGNMENT == 0
-            && buf.as_ptr().addr() % ALIGNMENT == 0;
-        if !aligned || buf.is_empty() {
+        let in_place =
+            offset.is_multiple_of(ALIGNMENT as u64) && buf.as_ptr().addr().is_multiple_of(ALIGNMENT);
+        let done = if in_place && buf.len() >= ALIGNMENT {
+            let (blocks, rest) = buf.split_at_mut(buf.len() / ALIGNMENT * ALIGNMENT);
+            let end = offset + blocks.len() as u64;
+            fill_direct(direct, file, offset, blocks).and_then(|()| match rest {
+                [] => Ok(()),
+                rest => read_buffered(file, end, rest),
+            })
+        } else if buf.len() >= BOUNCE_FROM {
+            let mut block = self.spare().pop().unwrap_or_else(|| Aligned::new(BOUNCE));
+            let done = read_bounced(direct, file, offset, buf, block.as_mut());
+            self.spare().push(block);
+            done
+        } else {
             return Ok(false);
-        }
-        let read = |part: &mut [u8], at: u64| {
-            // After a read that ended between blocks the rest goes through the page cache.
-            if at % ALIGNMENT as u64 == 0 {
-                direct.read_at(part, at)
-            } else {
-                file.buffered.read_at(part, at)
-            }
         };
-        match fill(file.len, offset, buf, read) {
+        match done {
             Err(Stop::Io(_, e)) if e.kind() == io::ErrorKind::InvalidInput => {
                 self.refuse(&file.path, &e);
                 Ok(false)
             }
             other => other.map(|()| true),
+        }
+    }
+
+    fn spare(&self) -> std::sync::MutexGuard<'_, Vec<Aligned>> {
+        // A list of buffers is right whatever happened to the thread that held it.
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drops a part of a file from the page cache.
+    pub(crate) fn forget(&self, file: usize, offset: u64, len: u64) {
+        if let Some(file) = self.files.get(file) {
+            advise(&file.buffered, offset, len, Advice::DontNeed);
         }
     }
 }
@@ -172,26 +183,54 @@ impl LayerSource for FileSource {
             return Err(no_file(file, self.files.len()));
         };
         check_range(&file.name, file.len, Aligned::ALIGNMENT, offset, buf.len())?;
-        let read = self
-            .read_direct(file, offset, buf)
-            .and_then(|done| match done {
-                true => Ok(()),
-                false => read_buffered(file, offset, buf),
-            });
+        let read = self.read_direct(file, offset, buf).and_then(|done| match done {
+            true => Ok(()),
+            false => read_buffered(file, offset, buf),
+        });
         read.map_err(|stop| match stop {
-            Stop::Io(at, e) => Error::io(
-                &file.path,
-                format!("reading {} bytes at {offset}, at {at}", buf.len()),
-            )(e),
+            Stop::Io(at, e) => {
+                Error::io(&file.path, format!("reading {} bytes at {offset}, at {at}", buf.len()))(e)
+            }
             Stop::Ended(at) => Error::malformed(
                 &file.path,
-                format!(
-                    "the file ends at {at}, it had {} bytes when it was opened",
-                    file.len
-                ),
+                format!("the file ends at {at}, it had {} bytes when it was opened", file.len),
             ),
         })
     }
+}
+
+/// A direct read into an aligned buffer of whole blocks.
+fn fill_direct(direct: &File, file: &OneFile, offset: u64, buf: &mut [u8]) -> Result<(), Stop> {
+    fill(file.len, offset, buf, |part, at| {
+        // After a read that ended between blocks the rest goes through the page cache.
+        if at.is_multiple_of(Aligned::ALIGNMENT as u64) {
+            direct.read_at(part, at)
+        } else {
+            file.buffered.read_at(part, at)
+        }
+    })
+}
+
+/// Direct reads into `block`, copied from there to a buffer that need not be aligned.
+fn read_bounced(
+    direct: &File,
+    file: &OneFile,
+    offset: u64,
+    buf: &mut [u8],
+    block: &mut [u8],
+) -> Result<(), Stop> {
+    const ALIGNMENT: usize = Aligned::ALIGNMENT;
+    let mut have = 0;
+    while have < buf.len() {
+        let at = offset + have as u64;
+        let skip = (at % ALIGNMENT as u64) as usize;
+        let want = (skip + buf.len() - have).next_multiple_of(ALIGNMENT).min(block.len());
+        fill_direct(direct, file, at - skip as u64, &mut block[..want])?;
+        let take = (want - skip).min(buf.len() - have);
+        buf[have..have + take].copy_from_slice(&block[skip..skip + take]);
+        have += take;
+    }
+    Ok(())
 }
 
 fn read_buffered(file: &OneFile, offset: u64, buf: &mut [u8]) -> Result<(), Stop> {
@@ -200,29 +239,11 @@ fn read_buffered(file: &OneFile, offset: u64, buf: &mut [u8]) -> Result<(), Stop
         // The whole range is asked for at once, instead of in the small steps of read-ahead.
         advise(&file.buffered, offset, buf.len() as u64, Advice::WillNeed);
     }
-    let done = fill(file.len, offset, buf, |part, at| {
-        file.buffered.read_at(part, at)
-    });
+    let done = fill(file.len, offset, buf, |part, at| file.buffered.read_at(part, at));
     if large {
         advise(&file.buffered, offset, buf.len() as u64, Advice::DontNeed);
     }
     done
-}
-
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn open_direct(path: &std::path::Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
-    std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-}
-
-/// Other systems have no such flag.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn open_direct(_: &std::path::Path) -> io::Result<File> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(test)]
@@ -235,30 +256,21 @@ mod tests {
         static SAMPLE: OnceLock<(tempfile::TempDir, Vec<PathBuf>, Vec<Vec<u8>>)> = OnceLock::new();
         SAMPLE.get_or_init(|| {
             let dir = tempfile::tempdir().unwrap();
-            let sizes = [0, 1, 4096, 10_000, 700_000];
-            let bytes = sizes
-                .map(|n| (0..n).map(|i| (i * 31 % 251) as u8).collect::<Vec<u8>>())
-                .to_vec();
-            let paths: Vec<PathBuf> = (0..sizes.len())
-                .map(|i| dir.path().join(format!("f{i}")))
-                .collect();
-            paths
-                .iter()
-                .zip(&bytes)
-                .for_each(|(p, b)| std::fs::write(p, b).unwrap());
+            let sizes = [0, 1, 4096, 10_000, 9_000_001];
+            let bytes = sizes.map(|n| (0..n).map(|i| (i * 31 % 251) as u8).collect::<Vec<u8>>()).to_vec();
+            let paths: Vec<PathBuf> = (0..sizes.len()).map(|i| dir.path().join(format!("f{i}"))).collect();
+            paths.iter().zip(&bytes).for_each(|(p, b)| std::fs::write(p, b).unwrap());
             (dir, paths, bytes)
         })
     }
 
     fn expected(bytes: &[u8], offset: u64, len: usize) -> Vec<u8> {
-        (0..len)
-            .map(|i| bytes.get(offset as usize + i).copied().unwrap_or(0))
-            .collect()
+        (0..len).map(|i| bytes.get(offset as usize + i).copied().unwrap_or(0)).collect()
     }
 
     proptest! {
         #[test]
-        fn any_read_in_any_mode(direct: bool, file in 0usize..5, offset in 0u64..710_000, len in 0usize..300_000) {
+        fn small_reads_in_any_mode(direct: bool, file in 0usize..5, offset in 0u64..12_000, len in 0usize..9000) {
             let (_, paths, bytes) = sample();
             let mode = if direct { ReadMode::Direct } else { ReadMode::Buffered };
             let source = FileSource::open(paths, mode).unwrap();
@@ -266,7 +278,20 @@ mod tests {
             let inside = offset + (len as u64) < bytes[file].len() as u64 + 4096;
             prop_assert_eq!(source.read_at(file, offset, &mut buf).is_ok(), inside);
             if inside {
-                prop_assert_eq!(buf, expected(&bytes[file], offset, len));
+                prop_assert!(buf == expected(&bytes[file], offset, len));
+            }
+        }
+
+        #[test]
+        fn any_read_in_any_mode(direct: bool, file in 0usize..5, offset in 0u64..9_100_000, len in 0usize..9_000_000) {
+            let (_, paths, bytes) = sample();
+            let mode = if direct { ReadMode::Direct } else { ReadMode::Buffered };
+            let source = FileSource::open(paths, mode).unwrap();
+            let mut buf = vec![0xAA; len];
+            let inside = offset + (len as u64) < bytes[file].len() as u64 + 4096;
+            prop_assert_eq!(source.read_at(file, offset, &mut buf).is_ok(), inside);
+            if inside {
+                prop_assert!(buf == expected(&bytes[file], offset, len));
             }
         }
 
@@ -292,12 +317,7 @@ mod tests {
         for mode in [ReadMode::Direct, ReadMode::Buffered] {
             std::fs::write(&path, vec![1; 20_000]).unwrap();
             let source = FileSource::open(std::slice::from_ref(&path), mode).unwrap();
-            File::options()
-                .write(true)
-                .open(&path)
-                .unwrap()
-                .set_len(5000)
-                .unwrap();
+            File::options().write(true).open(&path).unwrap().set_len(5000).unwrap();
             let mut buf = Aligned::new(20_480);
             let error = source.read_at(0, 0, buf.as_mut()).unwrap_err().to_string();
             assert!(error.contains("ends at 5000"), "{error}");

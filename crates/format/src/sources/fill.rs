@@ -71,9 +71,7 @@ mod tests {
     fn a_file_that_shrank_is_told() {
         let stop = fill(10, 0, &mut [0; 10], |_, at| Ok(if at < 4 { 4 } else { 0 }));
         assert!(matches!(stop, Err(Stop::Ended(4))));
-        let stop = fill(10, 2, &mut [0; 4], |_, _| {
-            Err(io::ErrorKind::NotFound.into())
-        });
+        let stop = fill(10, 2, &mut [0; 4], |_, _| Err(io::ErrorKind::NotFound.into()));
         assert!(matches!(stop, Err(Stop::Io(2, _))));
     }
 }

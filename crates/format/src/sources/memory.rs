@@ -22,10 +22,7 @@ pub struct MemorySource {
 impl MemorySource {
     /// A source over named files.
     pub fn new(files: Vec<(String, Vec<u8>)>) -> Self {
-        Self {
-            files,
-            alignment: 1,
-        }
+        Self { files, alignment: 1 }
     }
 
     /// The same source asking for an alignment, a power of two, and allowing reads past the end
@@ -68,13 +65,7 @@ impl LayerSource for MemorySource {
 }
 
 /// Refuses a read that reaches past the end of a file by `alignment` bytes or more.
-pub(super) fn check_range(
-    name: &str,
-    len: u64,
-    alignment: usize,
-    offset: u64,
-    want: usize,
-) -> Result<()> {
+pub(super) fn check_range(name: &str, len: u64, alignment: usize, offset: u64, want: usize) -> Result<()> {
     let end = offset.checked_add(want as u64);
     if end.is_some_and(|end| end < len.saturating_add(alignment as u64)) {
         return Ok(());
@@ -87,10 +78,7 @@ pub(super) fn check_range(
 
 /// The refusal of a file number that does not exist.
 pub(super) fn no_file(file: usize, files: usize) -> Error {
-    Error::missing(
-        Path::new("source"),
-        format!("file number {file} was asked for, there are {files}"),
-    )
+    Error::missing(Path::new("source"), format!("file number {file} was asked for, there are {files}"))
 }
 
 #[cfg(test)]
@@ -105,13 +93,7 @@ mod tests {
         assert_eq!(buf, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
         assert!(source.read_at(0, 1, &mut buf).is_err());
         assert!(source.read_at(0, u64::MAX, &mut buf).is_err());
-        assert!(
-            source
-                .read_at(1, 0, &mut buf)
-                .unwrap_err()
-                .to_string()
-                .contains("there are 1")
-        );
+        assert!(source.read_at(1, 0, &mut buf).unwrap_err().to_string().contains("there are 1"));
         let source = source.with_alignment(8);
         source.read_at(0, 8, &mut buf[..8]).unwrap();
         assert_eq!(buf[..8], [8, 9, 0, 0, 0, 0, 0, 0]);

@@ -25,11 +25,7 @@ pub struct Rate {
 impl Rate {
     /// Bytes per second; 0 if nothing was measured.
     pub fn per_second(self) -> f64 {
-        if self.time.is_zero() {
-            0.0
-        } else {
-            self.bytes as f64 / self.time.as_secs_f64()
-        }
+        if self.time.is_zero() { 0.0 } else { self.bytes as f64 / self.time.as_secs_f64() }
     }
 }
 
@@ -55,8 +51,7 @@ impl Probe {
     /// ```
     pub fn choose(&self) -> ReadMode {
         const AS_GOOD: f64 = 0.95;
-        if self.direct.bytes > 0 && self.direct.per_second() >= AS_GOOD * self.buffered.per_second()
-        {
+        if self.direct.bytes > 0 && self.direct.per_second() >= AS_GOOD * self.buffered.per_second() {
             ReadMode::Direct
         } else {
             ReadMode::Buffered
@@ -90,10 +85,7 @@ impl FileSource {
             advise(&file, offset, BLOCK, Advice::DontNeed);
         }
         let mut probe = Probe::default();
-        for (turn, part) in blocks
-            .chunks(BLOCKS_A_TURN.min(blocks.len() / 2).max(1))
-            .enumerate()
-        {
+        for (turn, part) in blocks.chunks(BLOCKS_A_TURN.min(blocks.len() / 2).max(1)).enumerate() {
             // Direct, buffered, buffered, direct: a disk that drifts favours neither.
             if matches!(turn % 4, 0 | 3) {
                 time(&direct, part, readers, &mut probe.direct)?;
@@ -136,12 +128,7 @@ fn choose_blocks(source: &FileSource, limit: u64) -> Vec<(usize, u64)> {
 }
 
 /// Reads blocks with several threads and adds bytes and time.
-fn time(
-    source: &FileSource,
-    blocks: &[(usize, u64)],
-    readers: usize,
-    rate: &mut Rate,
-) -> Result<()> {
+fn time(source: &FileSource, blocks: &[(usize, u64)], readers: usize, rate: &mut Rate) -> Result<()> {
     let readers = readers.clamp(1, blocks.len().max(1));
     // Touched before the clock starts: first touch of memory is not the disk's time.
     let mut buffers: Vec<Aligned> = (0..readers).map(|_| Aligned::new(BLOCK as usize)).collect();
@@ -153,21 +140,17 @@ fn time(
             .iter_mut()
             .map(|buffer| {
                 scope.spawn(|| {
-                    while let Some(&(file, offset)) =
-                        blocks.get(next.fetch_add(1, Ordering::Relaxed))
-                    {
+                    while let Some(&(file, offset)) = blocks.get(next.fetch_add(1, Ordering::Relaxed)) {
                         source.read_at(file, offset, buffer.as_mut())?;
                     }
                     Ok(())
                 })
             })
             .collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| match thread.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
     })?;
     rate.time += start.elapsed();
     rate.bytes += BLOCK * blocks.len() as u64;
@@ -200,20 +183,14 @@ mod tests {
     fn blocks_stay_within_the_limit_and_in_the_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sparse");
-        std::fs::File::create(&path)
-            .unwrap()
-            .set_len(100 * BLOCK + 7)
-            .unwrap();
+        std::fs::File::create(&path).unwrap().set_len(100 * BLOCK + 7).unwrap();
         let source = FileSource::open(&[path], ReadMode::Buffered).unwrap();
         for limit in [1, BLOCK, 16 * BLOCK, 40 * BLOCK, 1000 * BLOCK] {
             let blocks = choose_blocks(&source, limit);
             let most = 2 * (limit / BLOCK).next_multiple_of(BLOCKS_A_TURN as u64);
             assert!(blocks.len() as u64 <= most, "{limit}");
             assert!(blocks.iter().all(|&(_, o)| o + BLOCK <= source.len(0)));
-            assert!(
-                blocks.windows(2).all(|w| w[0] < w[1]),
-                "each block once, in order"
-            );
+            assert!(blocks.windows(2).all(|w| w[0] < w[1]), "each block once, in order");
         }
     }
 }
