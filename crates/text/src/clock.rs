@@ -29,35 +29,20 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const WEEKDAYS: [&str; 7] = [
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-];
+const WEEKDAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
 impl DateTime {
     /// The time `seconds` after 1970-01-01 00:00:00, in whichever zone those seconds were counted
     /// (add the zone's offset to get local time).
     pub fn from_unix(seconds: i64) -> Self {
-        Self {
-            days: seconds.div_euclid(DAY),
-            seconds: seconds.rem_euclid(DAY) as u32,
-        }
+        Self { days: seconds.div_euclid(DAY), seconds: seconds.rem_euclid(DAY) as u32 }
     }
 
     /// Writes the time as C's `strftime` does in the C locale. Directives that it does not know stay
     /// as they are.
     pub fn format(&self, pattern: &str) -> String {
         let (year, month, day) = civil(self.days);
-        let (hour, minute, second) = (
-            self.seconds / 3600,
-            self.seconds / 60 % 60,
-            self.seconds % 60,
-        );
+        let (hour, minute, second) = (self.seconds / 3600, self.seconds / 60 % 60, self.seconds % 60);
         let weekday = self.days.rem_euclid(7) as usize;
         let month_name = MONTHS[month as usize - 1];
         let hour12 = if hour % 12 == 0 { 12 } else { hour % 12 };
@@ -84,18 +69,10 @@ impl DateTime {
                 }
             }
             let two = |n: u32| {
-                if bare {
-                    n.to_string()
-                } else {
-                    format!("{n:02}")
-                }
+                if bare { n.to_string() } else { format!("{n:02}") }
             };
             let blank = |n: u32| {
-                if bare {
-                    n.to_string()
-                } else {
-                    format!("{n:2}")
-                }
+                if bare { n.to_string() } else { format!("{n:2}") }
             };
             let piece = match directive {
                 'Y' => year.to_string(),
@@ -114,11 +91,7 @@ impl DateTime {
                 'p' => if hour < 12 { "AM" } else { "PM" }.to_owned(),
                 'j' => {
                     let ordinal = (self.days - days(year, 1, 1) + 1) as u32;
-                    if bare {
-                        ordinal.to_string()
-                    } else {
-                        format!("{ordinal:03}")
-                    }
+                    if bare { ordinal.to_string() } else { format!("{ordinal:03}") }
                 }
                 'u' => ((weekday + 3) % 7 + 1).to_string(),
                 'w' => ((weekday + 4) % 7).to_string(),
@@ -150,11 +123,7 @@ fn civil(days: i64) -> (i64, u32, u32) {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let from_march = (5 * of_year + 2) / 153;
     let day = (of_year - (153 * from_march + 2) / 5 + 1) as u32;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    } as u32;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 } as u32;
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
@@ -184,15 +153,9 @@ mod tests {
     #[test]
     fn known_dates() {
         let at = |s| DateTime::from_unix(s);
-        assert_eq!(
-            at(0).format("%F %T %A %j"),
-            "1970-01-01 00:00:00 Thursday 001"
-        );
+        assert_eq!(at(0).format("%F %T %A %j"), "1970-01-01 00:00:00 Thursday 001");
         assert_eq!(at(951_782_399).format("%d %b %Y"), "28 Feb 2000");
-        assert_eq!(
-            at(951_782_400).format("%-d %B %y, %I:%M %p"),
-            "29 February 00, 12:00 AM"
-        );
+        assert_eq!(at(951_782_400).format("%-d %B %y, %I:%M %p"), "29 February 00, 12:00 AM");
         assert_eq!(at(1_735_689_599).format("%j %e %a %u %w"), "366 31 Tue 2 2");
         assert_eq!(at(-1).format("%F %T"), "1969-12-31 23:59:59");
         assert_eq!(at(0).format("100% %Q %-"), "100% %Q %-");

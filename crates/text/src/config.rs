@@ -8,15 +8,8 @@ use serde_json::Value;
 use crate::{Error, Result};
 
 /// The named special tokens, in the order in which they are written.
-pub(crate) const ROLES: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
+pub(crate) const ROLES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// A token outside the trained vocabulary, and how it is found in a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +35,8 @@ pub(crate) struct Settings {
     pub class: String,
     /// The strings of the named special tokens, by role (`bos_token`, …).
     pub named: BTreeMap<&'static str, String>,
+    /// Roles that the config sets to null: the model has no such token.
+    pub without: Vec<&'static str>,
     /// `additional_special_tokens`.
     pub additional: Vec<String>,
     /// `added_tokens_decoder`.
@@ -50,6 +45,12 @@ pub(crate) struct Settings {
     pub add_bos: Option<bool>,
     /// `add_eos_token`.
     pub add_eos: Option<bool>,
+    /// `legacy`: whether SentencePiece's blank begins every part of a text, not only its first.
+    pub legacy: Option<bool>,
+    /// `num_image_tokens` of ChatGLM-6B: ids before the first piece.
+    pub image_tokens: Option<u32>,
+    /// `name_or_path`: where the checkpoint came from.
+    pub origin: String,
     /// `chat_template`, as it stands.
     pub template: Option<Value>,
 }
@@ -61,9 +62,7 @@ impl Settings {
         let config = read_json(&path)?;
         let map_path = dir.join("special_tokens_map.json");
         // Where the config lists its added tokens, the older file is a leftover and not read.
-        let listed = config
-            .as_ref()
-            .is_some_and(|c| c.get("added_tokens_decoder").is_some());
+        let listed = config.as_ref().is_some_and(|c| c.get("added_tokens_decoder").is_some());
         let map = if listed { None } else { read_json(&map_path)? };
         let mut settings = Self::parse(&config.unwrap_or(Value::Null), &path)?;
         if let Some(map) = map {
@@ -75,22 +74,24 @@ impl Settings {
     /// Understands the content of `tokenizer_config.json`; `path` is for messages.
     pub(crate) fn parse(config: &Value, path: &Path) -> Result<Self> {
         if !config.is_null() && !config.is_object() {
-            return Err(malformed(
-                path,
-                format!("expected an object, found {}", kind(config)),
-            ));
+            return Err(malformed(path, format!("expected an object, found {}", kind(config))));
         }
         let mut settings = Self::default();
         if let Some(class) = present(config, "tokenizer_class") {
-            let class = class
-                .as_str()
-                .ok_or_else(|| expected(path, "tokenizer_class", "a string", class))?;
+            let class = class.as_str().ok_or_else(|| expected(path, "tokenizer_class", "a string", class))?;
             settings.class = class.strip_suffix("Fast").unwrap_or(class).to_owned();
         }
         settings.defaults(config);
         settings.special_tokens(config, path)?;
         settings.add_bos = boolean(config, "add_bos_token", path)?;
         settings.add_eos = boolean(config, "add_eos_token", path)?;
+        settings.legacy = boolean(config, "legacy", path)?;
+        if let Some(count) = present(config, "num_image_tokens") {
+            let small = count.as_u64().and_then(|count| u32::try_from(count).ok());
+            settings.image_tokens =
+                Some(small.ok_or_else(|| expected(path, "num_image_tokens", "a small number", count))?);
+        }
+        settings.origin = config.get("name_or_path").and_then(Value::as_str).unwrap_or_default().to_owned();
         settings.template = present(config, "chat_template").cloned();
         if let Some(added) = present(config, "added_tokens_decoder") {
             let added = added
@@ -98,12 +99,10 @@ impl Settings {
                 .ok_or_else(|| expected(path, "added_tokens_decoder", "an object", added))?;
             for (id, token) in added {
                 let field = format!("added_tokens_decoder.{id}");
-                let number = id.parse::<u32>().map_err(|_| {
-                    malformed(path, format!("`{field}`: the key should be a token id"))
-                })?;
-                settings
-                    .added
-                    .insert(number, added_token(token, &field, path)?);
+                let number = id
+                    .parse::<u32>()
+                    .map_err(|_| malformed(path, format!("`{field}`: the key should be a token id")))?;
+                settings.added.insert(number, added_token(token, &field, path)?);
             }
         }
         Ok(settings)
@@ -112,11 +111,9 @@ impl Settings {
     /// Special tokens that a class has where its config does not speak of them.
     fn defaults(&mut self, config: &Value) {
         let defaults: &[(&str, &str)] = match self.class.as_str() {
-            "LlamaTokenizer" | "CodeLlamaTokenizer" => &[
-                ("unk_token", "<unk>"),
-                ("bos_token", "<s>"),
-                ("eos_token", "</s>"),
-            ],
+            "LlamaTokenizer" | "CodeLlamaTokenizer" => {
+                &[("unk_token", "<unk>"), ("bos_token", "<s>"), ("eos_token", "</s>")]
+            }
             "GemmaTokenizer" => &[
                 ("unk_token", "<unk>"),
                 ("bos_token", "<bos>"),
@@ -148,19 +145,18 @@ impl Settings {
     /// Takes the named special tokens from `source`; what is there replaces what was known.
     fn special_tokens(&mut self, source: &Value, path: &Path) -> Result<()> {
         for role in ROLES {
+            if source.get(role).is_some_and(Value::is_null) {
+                self.without.push(role);
+            }
             if let Some(value) = present(source, role) {
                 self.named.insert(role, token_string(value, role, path)?);
             }
         }
         let field = "additional_special_tokens";
         if let Some(list) = present(source, field) {
-            let list = list
-                .as_array()
-                .ok_or_else(|| expected(path, field, "a list", list))?;
-            self.additional = list
-                .iter()
-                .map(|token| token_string(token, field, path))
-                .collect::<Result<_>>()?;
+            let list = list.as_array().ok_or_else(|| expected(path, field, "a list", list))?;
+            self.additional =
+                list.iter().map(|token| token_string(token, field, path)).collect::<Result<_>>()?;
         }
         Ok(())
     }
@@ -173,19 +169,13 @@ pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
             .map(Some)
             .map_err(|error| malformed(path, format!("not valid JSON: {error}"))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::Io {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(Error::Io { path: path.to_owned(), source }),
     }
 }
 
 /// An [`Error::Malformed`].
 pub(crate) fn malformed(path: &Path, what: impl Into<String>) -> Error {
-    Error::Malformed {
-        path: PathBuf::from(path),
-        what: what.into(),
-    }
+    Error::Malformed { path: PathBuf::from(path), what: what.into() }
 }
 
 /// The field, unless it is missing or null.
@@ -195,11 +185,7 @@ fn present<'a>(object: &'a Value, field: &str) -> Option<&'a Value> {
 
 fn boolean(object: &Value, field: &str, path: &Path) -> Result<Option<bool>> {
     present(object, field)
-        .map(|value| {
-            value
-                .as_bool()
-                .ok_or_else(|| expected(path, field, "true or false", value))
-        })
+        .map(|value| value.as_bool().ok_or_else(|| expected(path, field, "true or false", value)))
         .transpose()
 }
 
@@ -226,10 +212,7 @@ fn added_token(value: &Value, field: &str, path: &Path) -> Result<AddedToken> {
 }
 
 fn expected(path: &Path, field: &str, wanted: &str, found: &Value) -> Error {
-    malformed(
-        path,
-        format!("`{field}`: expected {wanted}, found {}", kind(found)),
-    )
+    malformed(path, format!("`{field}`: expected {wanted}, found {}", kind(found)))
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -272,8 +255,7 @@ mod tests {
 
     #[test]
     fn a_class_has_defaults_that_null_takes_away() {
-        let settings =
-            parse(json!({"tokenizer_class": "LlamaTokenizer", "bos_token": null})).unwrap();
+        let settings = parse(json!({"tokenizer_class": "LlamaTokenizer", "bos_token": null})).unwrap();
         assert!(!settings.named.contains_key("bos_token"));
         assert_eq!(settings.named["eos_token"], "</s>");
     }
@@ -286,22 +268,10 @@ mod tests {
                 json!({"bos_token": 3}),
                 "`bos_token`: expected a string or an object with `content`, found a number",
             ),
-            (
-                json!({"add_bos_token": "yes"}),
-                "`add_bos_token`: expected true or false, found a string",
-            ),
-            (
-                json!({"added_tokens_decoder": {"x": {"content": "a"}}}),
-                "the key should be a token id",
-            ),
-            (
-                json!({"added_tokens_decoder": {"1": {}}}),
-                "`added_tokens_decoder.1`: expected a string",
-            ),
-            (
-                json!({"tokenizer_class": 1}),
-                "`tokenizer_class`: expected a string",
-            ),
+            (json!({"add_bos_token": "yes"}), "`add_bos_token`: expected true or false, found a string"),
+            (json!({"added_tokens_decoder": {"x": {"content": "a"}}}), "the key should be a token id"),
+            (json!({"added_tokens_decoder": {"1": {}}}), "`added_tokens_decoder.1`: expected a string"),
+            (json!({"tokenizer_class": 1}), "`tokenizer_class`: expected a string"),
         ] {
             let message = parse(config).unwrap_err().to_string();
             assert!(message.contains(words), "{message}");
@@ -311,35 +281,14 @@ mod tests {
     #[test]
     fn the_older_map_counts_only_without_a_list_of_added_tokens() {
         let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, value: Value| {
-            std::fs::write(dir.path().join(name), value.to_string()).unwrap()
-        };
-        write(
-            "special_tokens_map.json",
-            json!({"eos_token": "<from map>"}),
-        );
-        write(
-            "tokenizer_config.json",
-            json!({"eos_token": "<from config>"}),
-        );
-        assert_eq!(
-            Settings::open(dir.path()).unwrap().named["eos_token"],
-            "<from map>"
-        );
-        write(
-            "tokenizer_config.json",
-            json!({"eos_token": "<from config>", "added_tokens_decoder": {}}),
-        );
-        assert_eq!(
-            Settings::open(dir.path()).unwrap().named["eos_token"],
-            "<from config>"
-        );
+        let write =
+            |name: &str, value: Value| std::fs::write(dir.path().join(name), value.to_string()).unwrap();
+        write("special_tokens_map.json", json!({"eos_token": "<from map>"}));
+        write("tokenizer_config.json", json!({"eos_token": "<from config>"}));
+        assert_eq!(Settings::open(dir.path()).unwrap().named["eos_token"], "<from map>");
+        write("tokenizer_config.json", json!({"eos_token": "<from config>", "added_tokens_decoder": {}}));
+        assert_eq!(Settings::open(dir.path()).unwrap().named["eos_token"], "<from config>");
         std::fs::write(dir.path().join("tokenizer_config.json"), "{").unwrap();
-        assert!(
-            Settings::open(dir.path())
-                .unwrap_err()
-                .to_string()
-                .contains("not valid JSON")
-        );
+        assert!(Settings::open(dir.path()).unwrap_err().to_string().contains("not valid JSON"));
     }
 }

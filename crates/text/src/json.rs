@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokenizers::tokenizer::{AddedVocabulary, Model, OffsetType, PreTokenizer};
-use tokenizers::{AddedToken as LibraryToken, DecoderWrapper, Tokenizer as Library};
+use tokenizers::{AddedToken as LibraryToken, DecoderWrapper, ModelWrapper, Tokenizer as Library};
 
 use crate::config::{AddedToken, Settings, malformed};
 use crate::stages::Chain;
@@ -26,17 +26,11 @@ pub(crate) struct JsonVocabulary {
 impl JsonVocabulary {
     /// Understands the bytes of the file; `path` is for messages.
     pub(crate) fn parse(bytes: &[u8], settings: &Settings, path: &Path) -> Result<Self> {
-        let mut library = Library::from_bytes(bytes).map_err(|error| {
-            malformed(
-                path,
-                format!("not a tokenizer.json that can be read: {error}"),
-            )
-        })?;
+        let mut library = Library::from_bytes(bytes)
+            .map_err(|error| malformed(path, format!("not a tokenizer.json that can be read: {error}")))?;
         // A text is never cut or filled up unasked, whatever the file was saved with.
         library.with_padding(None);
-        library
-            .with_truncation(None)
-            .map_err(|error| malformed(path, error.to_string()))?;
+        library.with_truncation(None).map_err(|error| malformed(path, error.to_string()))?;
         add_tokens(&mut library, settings, path)?;
         let mut plain = library.get_added_vocabulary().clone();
         plain.set_encode_special_tokens(true);
@@ -52,18 +46,13 @@ impl JsonVocabulary {
     }
 
     fn encode_plain(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
-        let mut pieces = self
-            .plain
-            .extract_and_normalize(self.library.get_normalizer(), text);
+        let mut pieces = self.plain.extract_and_normalize(self.library.get_normalizer(), text);
         if let Some(pre_tokenizer) = self.library.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut pieces)?;
         }
         let model = self.library.get_model();
         pieces.tokenize(|piece| model.tokenize(piece.get()))?;
-        Ok(pieces
-            .into_encoding(None, 0, OffsetType::None)?
-            .get_ids()
-            .to_vec())
+        Ok(pieces.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
     }
 
     /// The string of an id as its decoder wants it.
@@ -85,18 +74,11 @@ impl Vocabulary for JsonVocabulary {
         let library_frames = mode == Mode::Framed && self.frame.is_none();
         let ids = match mode {
             Mode::Plain => self.encode_plain(text),
-            _ => self
-                .library
-                .encode_fast(text, library_frames)
-                .map(|encoding| encoding.get_ids().to_vec()),
+            _ => self.library.encode_fast(text, library_frames).map(|encoding| encoding.get_ids().to_vec()),
         }
-        .map_err(|error| Error::Encode {
-            what: error.to_string(),
-        })?;
+        .map_err(|error| Error::Encode { what: error.to_string() })?;
         match &self.frame {
-            Some((before, after)) if mode == Mode::Framed => {
-                Ok([before.as_slice(), &ids, after].concat())
-            }
+            Some((before, after)) if mode == Mode::Framed => Ok([before.as_slice(), &ids, after].concat()),
             _ => Ok(ids),
         }
     }
@@ -106,12 +88,7 @@ impl Vocabulary for JsonVocabulary {
     }
 
     fn token(&self, id: u32) -> Option<String> {
-        match self
-            .library
-            .get_added_vocabulary()
-            .get_added_tokens_decoder()
-            .get(&id)
-        {
+        match self.library.get_added_vocabulary().get_added_tokens_decoder().get(&id) {
             Some(added) => Some(added.content.clone()),
             None => self.library.get_model().id_to_token(id),
         }
@@ -129,11 +106,18 @@ impl Vocabulary for JsonVocabulary {
             .is_some_and(|token| token.special)
     }
 
+    fn role(&self, role: &str) -> Option<u32> {
+        let unknown = match self.library.get_model() {
+            ModelWrapper::BPE(model) => model.unk_token.as_deref(),
+            ModelWrapper::WordPiece(model) => Some(model.unk_token.as_str()),
+            ModelWrapper::WordLevel(model) => Some(model.unk_token.as_str()),
+            ModelWrapper::Unigram(_) => None,
+        };
+        unknown.filter(|_| role == "unk_token").and_then(|token| self.id(token))
+    }
+
     fn decoder(self: Arc<Self>) -> Box<dyn Decode> {
-        Box::new(JsonDecode {
-            chain: Chain::new(self.library.get_decoder()),
-            vocabulary: self,
-        })
+        Box::new(JsonDecode { chain: Chain::new(self.library.get_decoder()), vocabulary: self })
     }
 }
 
@@ -157,18 +141,10 @@ impl Decode for JsonDecode {
 /// Adds the tokens that only the small files know.
 fn add_tokens(library: &mut Library, settings: &Settings, path: &Path) -> Result<()> {
     let mut tokens = Vec::new();
-    let named: Vec<&str> = settings
-        .named
-        .values()
-        .chain(&settings.additional)
-        .map(String::as_str)
-        .collect();
+    let named: Vec<&str> = settings.named.values().chain(&settings.additional).map(String::as_str).collect();
     for (id, token) in &settings.added {
         // The small file's word on how a token is found counts more than the large one's.
-        tokens.push(library_token(
-            token,
-            token.special || named.contains(&token.content.as_str()),
-        ));
+        tokens.push(library_token(token, token.special || named.contains(&token.content.as_str())));
         if let Some(known) = library.token_to_id(&token.content)
             && known != *id
         {
@@ -181,11 +157,7 @@ fn add_tokens(library: &mut Library, settings: &Settings, path: &Path) -> Result
             ));
         }
     }
-    let listed: Vec<&str> = settings
-        .added
-        .values()
-        .map(|token| token.content.as_str())
-        .collect();
+    let listed: Vec<&str> = settings.added.values().map(|token| token.content.as_str()).collect();
     let added = library.get_added_vocabulary();
     for token in named {
         // A special token that no file gives an id to cannot occur.
@@ -196,9 +168,7 @@ fn add_tokens(library: &mut Library, settings: &Settings, path: &Path) -> Result
             tokens.push(LibraryToken::from(token, true));
         }
     }
-    library
-        .add_tokens(tokens)
-        .map_err(|error| malformed(path, error.to_string()))?;
+    library.add_tokens(tokens).map_err(|error| malformed(path, error.to_string()))?;
     for (id, token) in &settings.added {
         let given = library.token_to_id(&token.content);
         if given != Some(*id) {
@@ -234,10 +204,7 @@ fn frame(library: &Library, settings: &Settings) -> Option<(Vec<u32>, Vec<u32>)>
     }
     let one = |wanted: bool, role: &str| -> Vec<u32> {
         let token = settings.named.get(role).filter(|_| wanted);
-        token
-            .and_then(|token| library.token_to_id(token))
-            .into_iter()
-            .collect()
+        token.and_then(|token| library.token_to_id(token)).into_iter().collect()
     };
     Some((
         one(settings.add_bos.unwrap_or(true), "bos_token"),

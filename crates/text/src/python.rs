@@ -19,11 +19,7 @@ pub(crate) fn str(value: &Value) -> Result<String, Error> {
 }
 
 /// The `tojson` filter: `json.dumps(value, ensure_ascii=False)` with its spaces after `,` and `:`.
-pub(crate) fn tojson(
-    value: &Value,
-    indent: Option<Value>,
-    options: Kwargs,
-) -> Result<Value, Error> {
+pub(crate) fn tojson(value: &Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
         None => options.get::<Option<Value>>("indent")?,
@@ -38,27 +34,15 @@ pub(crate) fn tojson(
     };
     let separators = options.get::<Option<Vec<String>>>("separators")?;
     let [item, key] = match separators.as_deref() {
-        None => [
-            if indent.is_some() { "," } else { ", " }.to_owned(),
-            ": ".to_owned(),
-        ],
+        None => [if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()],
         Some([item, key]) => [item.clone(), key.clone()],
         Some(_) => return Err(invalid("tojson: `separators` should be two strings")),
     };
-    let ensure_ascii = options
-        .get::<Option<bool>>("ensure_ascii")?
-        .unwrap_or(false);
+    let ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
     let mut out = String::new();
-    Json {
-        indent,
-        item,
-        key,
-        ensure_ascii,
-        sort_keys,
-    }
-    .write(value, 0, &mut out)?;
+    Json { indent, item, key, ensure_ascii, sort_keys }.write(value, 0, &mut out)?;
     Ok(Value::from_safe_string(out))
 }
 
@@ -108,9 +92,7 @@ impl Json {
                 self.close(any, depth, '}', out);
             }
             kind => {
-                return Err(invalid(format!(
-                    "tojson: a value of kind {kind} has no JSON form"
-                )));
+                return Err(invalid(format!("tojson: a value of kind {kind} has no JSON form")));
             }
         }
         Ok(())
@@ -207,11 +189,7 @@ fn repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
 
 /// A string literal: in single quotes unless that would need escapes that double quotes do not.
 fn quote(text: &str, out: &mut String) {
-    let quote = if text.contains('\'') && !text.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
     for c in text.chars() {
         match c {
@@ -256,11 +234,7 @@ fn number(value: &Value, not_finite: [&str; 3]) -> String {
         return format!("{digits}e{sign}{exponent:0>2}");
     }
     let text = float.to_string();
-    if text.contains('.') {
-        text
-    } else {
-        text + ".0"
-    }
+    if text.contains('.') { text } else { text + ".0" }
 }
 
 fn check_depth(depth: usize) -> Result<(), Error> {
@@ -282,17 +256,13 @@ mod tests {
     fn json_of(value: serde_json::Value, template: &str) -> String {
         let mut env = minijinja::Environment::new();
         env.add_filter("tojson", tojson);
-        env.render_str(
-            template,
-            minijinja::context! { x => Value::from(minijinja::value::Serde(value)) },
-        )
-        .unwrap()
+        env.render_str(template, minijinja::context! { x => Value::from(minijinja::value::Serde(value)) })
+            .unwrap()
     }
 
     #[test]
     fn json_has_pythons_spaces_and_keeps_letters() {
-        let value =
-            json!({"b": [1, 2.5, true, null], "a": {"é<>&'": "\"\\\n\u{1}你"}, "e": {}, "l": []});
+        let value = json!({"b": [1, 2.5, true, null], "a": {"é<>&'": "\"\\\n\u{1}你"}, "e": {}, "l": []});
         assert_eq!(
             json_of(value, "{{ x|tojson }}"),
             r#"{"b": [1, 2.5, true, null], "a": {"é<>&'": "\"\\\n\u0001你"}, "e": {}, "l": []}"#
@@ -307,10 +277,7 @@ mod tests {
             "{\n  \"b\": [\n    1\n  ],\n  \"a\": \"你😀\"\n}"
         );
         assert_eq!(
-            json_of(
-                value,
-                "{{ x|tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}"
-            ),
+            json_of(value, "{{ x|tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}"),
             r#"{"a":"\u4f60\ud83d\ude00","b":[1]}"#
         );
     }
@@ -327,16 +294,10 @@ mod tests {
             (json!(123456789.125), "123456789.125"),
             (json!(-3), "-3"),
             (json!("it's"), "it's"),
-            (
-                json!(["it's", "a\"b'", "x\n"]),
-                r#"["it's", 'a"b\'', 'x\n']"#,
-            ),
+            (json!(["it's", "a\"b'", "x\n"]), r#"["it's", 'a"b\'', 'x\n']"#),
             (json!({"k": {"n": null}}), "{'k': {'n': None}}"),
         ] {
-            assert_eq!(
-                str(&Value::from(minijinja::value::Serde(&value))).unwrap(),
-                text
-            );
+            assert_eq!(str(&Value::from(minijinja::value::Serde(&value))).unwrap(), text);
         }
     }
 
@@ -346,11 +307,6 @@ mod tests {
         for _ in 0..300 {
             value = Value::from(vec![value]);
         }
-        assert!(
-            str(&value)
-                .unwrap_err()
-                .to_string()
-                .contains("nested more than")
-        );
+        assert!(str(&value).unwrap_err().to_string().contains("nested more than"));
     }
 }

@@ -47,14 +47,7 @@ impl Chain {
 
     /// Takes one token; appends the text that is certain to `out`.
     pub(crate) fn push(&mut self, token: String, out: &mut String) {
-        self.run(
-            vec![Piece {
-                text: token,
-                last: true,
-            }],
-            0,
-            out,
-        );
+        self.run(vec![Piece { text: token, last: true }], 0, out);
     }
 
     /// Ends the list of tokens.
@@ -88,9 +81,7 @@ fn add_stages(decoder: &DecoderWrapper, stages: &mut Vec<Box<dyn Stage>>) {
             }
         }
         DecoderWrapper::ByteLevel(_) => stages.push(Box::new(Whole::new(ByteLevel::default()))),
-        DecoderWrapper::ByteFallback(_) => {
-            stages.push(Box::new(Whole::new(ByteFallback::default())))
-        }
+        DecoderWrapper::ByteFallback(_) => stages.push(Box::new(Whole::new(ByteFallback::default()))),
         DecoderWrapper::Fuse(_) => stages.push(Box::new(Fuse)),
         DecoderWrapper::Strip(strip) => {
             stages.push(Box::new(Strip::new(strip.content, strip.start, strip.stop)))
@@ -104,9 +95,7 @@ fn add_stages(decoder: &DecoderWrapper, stages: &mut Vec<Box<dyn Stage>>) {
             }));
         }
         DecoderWrapper::Replace(replace) => {
-            let each = ReplaceEach {
-                replace: replace.clone(),
-            };
+            let each = ReplaceEach { replace: replace.clone() };
             // One character cannot lie across two pieces; anything longer may.
             if is_one_character(replace) {
                 stages.push(Box::new(each));
@@ -115,15 +104,9 @@ fn add_stages(decoder: &DecoderWrapper, stages: &mut Vec<Box<dyn Stage>>) {
             }
         }
         DecoderWrapper::WordPiece(_) => {
-            stages.push(Box::new(Whole::new(WordPiece {
-                decoder: decoder.clone(),
-                first: true,
-            })));
+            stages.push(Box::new(Whole::new(WordPiece { decoder: decoder.clone(), first: true })));
         }
-        other => stages.push(Box::new(Whole::new(AtTheEnd {
-            decoder: other.clone(),
-            tokens: Vec::new(),
-        }))),
+        other => stages.push(Box::new(Whole::new(AtTheEnd { decoder: other.clone(), tokens: Vec::new() }))),
     }
 }
 
@@ -132,15 +115,9 @@ fn is_one_character(replace: &Replace) -> bool {
     struct Shape {
         pattern: Value,
     }
-    serde_json::to_value(replace)
-        .and_then(serde_json::from_value::<Shape>)
-        .is_ok_and(|shape| {
-            shape
-                .pattern
-                .get("String")
-                .and_then(Value::as_str)
-                .is_some_and(|s| s.chars().count() == 1)
-        })
+    serde_json::to_value(replace).and_then(serde_json::from_value::<Shape>).is_ok_and(|shape| {
+        shape.pattern.get("String").and_then(Value::as_str).is_some_and(|s| s.chars().count() == 1)
+    })
 }
 
 /// Gives its inner stage whole tokens only.
@@ -151,10 +128,7 @@ struct Whole<S> {
 
 impl<S> Whole<S> {
     fn new(inner: S) -> Self {
-        Self {
-            inner,
-            begun: String::new(),
-        }
+        Self { inner, begun: String::new() }
     }
 }
 
@@ -203,8 +177,7 @@ impl Stage for ByteLevel {
     fn push(&mut self, piece: Piece, out: &mut Vec<Piece>) {
         let bytes: Option<Vec<u8>> = piece.text.chars().map(byte_of).collect();
         let mut text = String::new();
-        self.text
-            .push(bytes.as_deref().unwrap_or(piece.text.as_bytes()), &mut text);
+        self.text.push(bytes.as_deref().unwrap_or(piece.text.as_bytes()), &mut text);
         if !text.is_empty() {
             out.push(Piece { text, last: false });
         }
@@ -244,10 +217,7 @@ impl ByteFallback {
         match String::from_utf8(std::mem::take(&mut self.run)) {
             Ok(text) => out.push(Piece { text, last: true }),
             Err(error) => {
-                let each = Piece {
-                    text: REPLACEMENT.to_string(),
-                    last: true,
-                };
+                let each = Piece { text: REPLACEMENT.to_string(), last: true };
                 out.extend(std::iter::repeat_n(each, error.as_bytes().len()));
             }
         }
@@ -289,10 +259,7 @@ impl Stage for Fuse {
     }
 
     fn finish(&mut self, out: &mut Vec<Piece>) {
-        out.push(Piece {
-            text: String::new(),
-            last: true,
-        });
+        out.push(Piece { text: String::new(), last: true });
     }
 }
 
@@ -309,13 +276,7 @@ struct Strip {
 
 impl Strip {
     fn new(mark: char, start: usize, stop: usize) -> Self {
-        Self {
-            mark,
-            start,
-            stop,
-            may_cut: start,
-            held: 0,
-        }
+        Self { mark, start, stop, may_cut: start, held: 0 }
     }
 }
 
@@ -333,10 +294,7 @@ impl Stage for Strip {
                 }
             } else {
                 self.may_cut = 0;
-                text.extend(std::iter::repeat_n(
-                    self.mark,
-                    std::mem::take(&mut self.held),
-                ));
+                text.extend(std::iter::repeat_n(self.mark, std::mem::take(&mut self.held)));
                 text.push(c);
             }
         }
@@ -344,10 +302,7 @@ impl Stage for Strip {
             self.may_cut = self.start;
             self.held = 0;
         }
-        out.push(Piece {
-            text,
-            last: piece.last,
-        });
+        out.push(Piece { text, last: piece.last });
     }
 
     fn finish(&mut self, _: &mut Vec<Piece>) {}
@@ -362,11 +317,7 @@ struct Metaspace {
 
 impl Stage for Metaspace {
     fn push(&mut self, mut piece: Piece, out: &mut Vec<Piece>) {
-        let blank = if self.first && self.drop_in_first {
-            ""
-        } else {
-            " "
-        };
+        let blank = if self.first && self.drop_in_first { "" } else { " " };
         piece.text = piece.text.replace(self.mark, blank);
         self.first &= !piece.last;
         out.push(piece);
@@ -406,12 +357,7 @@ impl Stage for WordPiece {
         } else {
             vec![String::new(), piece.text.clone()]
         };
-        if let Some(text) = self
-            .decoder
-            .decode_chain(tokens)
-            .ok()
-            .and_then(|mut tokens| tokens.pop())
-        {
+        if let Some(text) = self.decoder.decode_chain(tokens).ok().and_then(|mut tokens| tokens.pop()) {
             piece.text = text;
         }
         out.push(piece);

@@ -73,9 +73,7 @@ impl ChatTemplate {
     /// There is none ([`Error::NoTemplate`]), a file is broken, or a template is not valid Jinja.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        Self::find(dir)?.ok_or_else(|| Error::NoTemplate {
-            path: dir.to_owned(),
-        })
+        Self::find(dir)?.ok_or_else(|| Error::NoTemplate { path: dir.to_owned() })
     }
 
     /// Like [`open`](Self::open), with `None` for a folder that has no template.
@@ -93,10 +91,7 @@ impl ChatTemplate {
         }
         if sources.is_empty() {
             let path = dir.join("chat_template.json");
-            if let Some(value) = read_json(&path)?
-                .as_ref()
-                .and_then(|file| file.get("chat_template"))
-            {
+            if let Some(value) = read_json(&path)?.as_ref().and_then(|file| file.get("chat_template")) {
                 sources = template_field(value, &path)?;
             }
         }
@@ -108,10 +103,7 @@ impl ChatTemplate {
             template.set_variable(role, &Value::from(token.as_str()));
         }
         if !settings.additional.is_empty() {
-            template.set_variable(
-                "additional_special_tokens",
-                &Value::from(settings.additional.clone()),
-            );
+            template.set_variable("additional_special_tokens", &Value::from(settings.additional.clone()));
         }
         Ok(Some(template))
     }
@@ -148,10 +140,7 @@ impl ChatTemplate {
         context.insert("messages".to_owned(), cell(chat.messages));
         context.insert("tools".to_owned(), list(chat.tools));
         context.insert("documents".to_owned(), list(chat.documents));
-        context.insert(
-            "add_generation_prompt".to_owned(),
-            Cell::from(chat.add_generation_prompt),
-        );
+        context.insert("add_generation_prompt".to_owned(), Cell::from(chat.add_generation_prompt));
         let now = chat.now;
         let strftime_now = Cell::from_function(move |pattern: &str| now.format(pattern));
         context.insert("strftime_now".to_owned(), strftime_now);
@@ -165,18 +154,10 @@ impl ChatTemplate {
     }
 
     fn choose(&self, chat: &Chat<'_>) -> Result<&str> {
-        let find = |name: &str| {
-            self.names
-                .iter()
-                .find(|known| *known == name)
-                .map(String::as_str)
-        };
+        let find = |name: &str| self.names.iter().find(|known| *known == name).map(String::as_str);
         let chosen = match chat.template {
             Some(name) => find(name),
-            None => chat
-                .tools
-                .and_then(|_| find("tool_use"))
-                .or_else(|| find(DEFAULT)),
+            None => chat.tools.and_then(|_| find("tool_use")).or_else(|| find(DEFAULT)),
         };
         chosen.ok_or_else(|| Error::NoSuchTemplate {
             name: chat.template.unwrap_or(DEFAULT).to_owned(),
@@ -188,15 +169,10 @@ impl ChatTemplate {
         let mut env = environment()?;
         let mut names = Vec::new();
         for (name, source) in sources {
-            env.add_template_owned(name.clone(), without_generation_tags(&source))
-                .map_err(failed)?;
+            env.add_template_owned(name.clone(), without_generation_tags(&source)).map_err(failed)?;
             names.push(name);
         }
-        Ok(Self {
-            env,
-            names,
-            variables: BTreeMap::new(),
-        })
+        Ok(Self { env, names, variables: BTreeMap::new() })
     }
 }
 
@@ -221,15 +197,10 @@ fn template_files(dir: &Path) -> Result<Vec<(String, String)>> {
     let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     paths.sort();
     for path in paths {
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .and_then(|name| name.strip_suffix(".jinja"));
+        let name =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".jinja"));
         if let Some(name) = name {
-            let source = read(&path).map_err(|source| Error::Io {
-                path: path.clone(),
-                source,
-            })?;
+            let source = read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
             sources.push((name.to_owned(), source));
         }
     }
@@ -242,10 +213,7 @@ fn template_field(value: &Value, path: &Path) -> Result<Vec<(String, String)>> {
         return Ok(vec![(DEFAULT.to_owned(), source.to_owned())]);
     }
     let wrong = || {
-        malformed(
-            path,
-            "`chat_template`: expected a string or a list of objects with `name` and `template`",
-        )
+        malformed(path, "`chat_template`: expected a string or a list of objects with `name` and `template`")
     };
     let list = value.as_array().ok_or_else(wrong)?;
     list.iter()
@@ -259,11 +227,7 @@ fn template_field(value: &Value, path: &Path) -> Result<Vec<(String, String)>> {
 
 fn environment() -> Result<Environment<'static>> {
     let mut env = Environment::new();
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
-        .map_err(failed)?;
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
     env.set_syntax(syntax);
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -274,22 +238,12 @@ fn environment() -> Result<Environment<'static>> {
     env.add_filter("tojson", python::tojson);
     env.add_filter("string", |value: &Cell| python::str(value));
     // In Jinja nothing can be iterated over in None, and a string is a sequence, as is a mapping.
-    env.add_test("iterable", |value: &Cell| {
-        !value.is_none() && value.try_iter().is_ok()
+    env.add_test("iterable", |value: &Cell| !value.is_none() && value.try_iter().is_ok());
+    env.add_test("sequence", |value: &Cell| !value.is_none() && value.try_iter().is_ok());
+    env.add_function("raise_exception", |message: &Cell| -> std::result::Result<Cell, minijinja::Error> {
+        let message = python::str(message)?;
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
-    env.add_test("sequence", |value: &Cell| {
-        !value.is_none() && value.try_iter().is_ok()
-    });
-    env.add_function(
-        "raise_exception",
-        |message: &Cell| -> std::result::Result<Cell, minijinja::Error> {
-            let message = python::str(message)?;
-            Err(
-                minijinja::Error::new(ErrorKind::InvalidOperation, message.clone())
-                    .with_source(Raised(message)),
-            )
-        },
-    );
     Ok(env)
 }
 
@@ -309,16 +263,12 @@ fn failed(error: minijinja::Error) -> Error {
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
         if let Some(Raised(message)) = cause.downcast_ref() {
-            return Error::Refused {
-                message: message.clone(),
-            };
+            return Error::Refused { message: message.clone() };
         }
         source = cause.source();
     }
     let what = match error.kind() {
-        ErrorKind::OutOfFuel => {
-            "it takes too many steps; does it have a loop that does not end?".to_owned()
-        }
+        ErrorKind::OutOfFuel => "it takes too many steps; does it have a loop that does not end?".to_owned(),
         _ => error.to_string(),
     };
     Error::Template { what }
@@ -358,22 +308,13 @@ fn size(chat: &Chat<'_>) -> u64 {
             Value::String(text) => text.len() as u64,
             Value::Array(list) => 8 + list.iter().map(of).sum::<u64>(),
             Value::Object(map) => {
-                8 + map
-                    .iter()
-                    .map(|(key, value)| key.len() as u64 + of(value))
-                    .sum::<u64>()
+                8 + map.iter().map(|(key, value)| key.len() as u64 + of(value)).sum::<u64>()
             }
             _ => 8,
         }
     }
     let lists = [Some(chat.messages), chat.tools, chat.documents];
-    lists
-        .into_iter()
-        .flatten()
-        .flatten()
-        .chain(chat.kwargs.values())
-        .map(of)
-        .sum()
+    lists.into_iter().flatten().flatten().chain(chat.kwargs.values()).map(of).sum()
 }
 
 #[cfg(test)]
@@ -389,33 +330,16 @@ mod tests {
     #[test]
     fn values_print_and_test_as_in_jinja() {
         assert_eq!(
-            render(
-                "{{ none }} {{ true }} {{ nothing }}|{{ [1.0, 'a', {}] }}",
-                json!([])
-            )
-            .unwrap(),
+            render("{{ none }} {{ true }} {{ nothing }}|{{ [1.0, 'a', {}] }}", json!([])).unwrap(),
             "None True |[1.0, 'a', {}]"
         );
         assert_eq!(
-            render(
-                "{{ 'a' is iterable }} {{ none is iterable }} {{ 1 is iterable }}",
-                json!([])
-            )
-            .unwrap(),
+            render("{{ 'a' is iterable }} {{ none is iterable }} {{ 1 is iterable }}", json!([])).unwrap(),
             "True False False"
         );
-        assert_eq!(
-            render("{{ tools is none }} {{ tools is defined }}", json!([])).unwrap(),
-            "True True"
-        );
-        assert_eq!(
-            render("{{ ' x '.strip() + {'a': 1}.get('b', 'c') }}", json!([])).unwrap(),
-            "xc"
-        );
-        assert_eq!(
-            render("{{ '<>&' }}{{ ['<'] | tojson }}", json!([])).unwrap(),
-            "<>&[\"<\"]"
-        );
+        assert_eq!(render("{{ tools is none }} {{ tools is defined }}", json!([])).unwrap(), "True True");
+        assert_eq!(render("{{ ' x '.strip() + {'a': 1}.get('b', 'c') }}", json!([])).unwrap(), "xc");
+        assert_eq!(render("{{ '<>&' }}{{ ['<'] | tojson }}", json!([])).unwrap(), "<>&[\"<\"]");
     }
 
     #[test]
@@ -426,15 +350,8 @@ mod tests {
 
     #[test]
     fn refusals_carry_the_templates_words() {
-        let error = render(
-            "{{ raise_exception('roles ' ~ 'must alternate') }}",
-            json!([]),
-        )
-        .unwrap_err();
-        assert!(
-            matches!(&error, Error::Refused { message } if message == "roles must alternate"),
-            "{error}"
-        );
+        let error = render("{{ raise_exception('roles ' ~ 'must alternate') }}", json!([])).unwrap_err();
+        assert!(matches!(&error, Error::Refused { message } if message == "roles must alternate"), "{error}");
         let inside = "{% macro m() %}{{ raise_exception('no') }}{% endmacro %}{{ m() }}";
         assert!(
             matches!(render(inside, json!([])).unwrap_err(), Error::Refused { message } if message == "no")
@@ -445,11 +362,8 @@ mod tests {
     fn mistakes_say_where() {
         let error = ChatTemplate::parse("a\n{% if %}").unwrap_err().to_string();
         assert!(error.contains("line 2") || error.contains(":2"), "{error}");
-        let error = render(
-            "\n{{ messages[0].content.missing.deeper }}",
-            json!([{"content": {}}]),
-        )
-        .unwrap_err();
+        let error =
+            render("\n{{ messages[0].content.missing.deeper }}", json!([{"content": {}}])).unwrap_err();
         assert!(matches!(error, Error::Template { .. }), "{error}");
     }
 
@@ -463,9 +377,8 @@ mod tests {
 
     #[test]
     fn long_conversations_are_not_taken_for_endless_work() {
-        let messages: Vec<Value> = (0..20_000)
-            .map(|i| json!({"role": "user", "content": format!("message {i}")}))
-            .collect();
+        let messages: Vec<Value> =
+            (0..20_000).map(|i| json!({"role": "user", "content": format!("message {i}")})).collect();
         let text = render(
             "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] | trim }}{% endfor %}",
             json!(messages),
@@ -476,7 +389,8 @@ mod tests {
 
     #[test]
     fn generation_tags_write_nothing() {
-        let source = "{% for m in messages %}\n{% generation %}\n{{ m.content }}\n{%- endgeneration -%}\n{% endfor %}";
+        let source =
+            "{% for m in messages %}\n{% generation %}\n{{ m.content }}\n{%- endgeneration -%}\n{% endfor %}";
         assert_eq!(render(source, json!([{"content": "x"}])).unwrap(), "x");
     }
 
@@ -487,20 +401,11 @@ mod tests {
         let messages = [];
         let tools = [json!({})];
         let mut chat = Chat::new(&messages, DateTime::from_unix(0));
-        assert!(matches!(
-            ChatTemplate::open(dir.path()).unwrap_err(),
-            Error::NoTemplate { .. }
-        ));
+        assert!(matches!(ChatTemplate::open(dir.path()).unwrap_err(), Error::NoTemplate { .. }));
         assert!(ChatTemplate::find(dir.path()).unwrap().is_none());
 
         write("chat_template.json", r#"{"chat_template": "processor"}"#);
-        assert_eq!(
-            ChatTemplate::open(dir.path())
-                .unwrap()
-                .render(&chat)
-                .unwrap(),
-            "processor"
-        );
+        assert_eq!(ChatTemplate::open(dir.path()).unwrap().render(&chat).unwrap(), "processor");
 
         let config = json!({"eos_token": "</s>", "chat_template": [
             {"name": "default", "template": "plain{{ bos_token }}{{ eos_token }}"},
@@ -513,10 +418,7 @@ mod tests {
         assert_eq!(template.render(&chat).unwrap(), "rag");
         chat.template = Some("other");
         let error = template.render(&chat).unwrap_err().to_string();
-        assert!(
-            error.contains("\"other\"") && error.contains("default, tool_use, rag"),
-            "{error}"
-        );
+        assert!(error.contains("\"other\"") && error.contains("default, tool_use, rag"), "{error}");
         chat.template = None;
         chat.tools = Some(&tools);
         assert_eq!(template.render(&chat).unwrap(), "tools");
@@ -524,21 +426,14 @@ mod tests {
         write("chat_template.jinja", "file");
         std::fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
         write("additional_chat_templates/tool_use.jinja", "more");
-        assert_eq!(
-            ChatTemplate::open(dir.path())
-                .unwrap()
-                .render(&chat)
-                .unwrap(),
-            "more"
-        );
+        assert_eq!(ChatTemplate::open(dir.path()).unwrap().render(&chat).unwrap(), "more");
 
         std::fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
         std::fs::remove_file(dir.path().join("additional_chat_templates/tool_use.jinja")).unwrap();
         write("tokenizer_config.json", r#"{"chat_template": 7}"#);
         let error = ChatTemplate::open(dir.path()).unwrap_err().to_string();
         assert!(
-            error.contains("tokenizer_config.json")
-                && error.contains("expected a string or a list"),
+            error.contains("tokenizer_config.json") && error.contains("expected a string or a list"),
             "{error}"
         );
     }

@@ -7,6 +7,8 @@ use serde_json::Value;
 
 use crate::config::Settings;
 use crate::json::JsonVocabulary;
+use crate::sentencepiece::SentencePieceVocabulary;
+use crate::tiktoken::{self, TiktokenVocabulary};
 use crate::vocabulary::{Decode, Mode, Vocabulary};
 use crate::{Error, Result};
 
@@ -51,24 +53,47 @@ pub struct SpecialTokens {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a checkpoint folder: `tokenizer.json`, with what
-    /// `tokenizer_config.json` and `special_tokens_map.json` add to it.
+    /// Reads the tokenizer of a checkpoint folder: `tokenizer.json` if it is there, else a
+    /// SentencePiece model (`tokenizer.model`, `ice_text.model`) or tiktoken ranks (`*.tiktoken`, or
+    /// under the name of a model); with what `tokenizer_config.json` and `special_tokens_map.json` add.
     ///
     /// # Errors
     /// A file is broken, or the folder has no vocabulary of a known kind ([`Error::NoTokenizer`] names
     /// what it has).
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let path = dir.join("tokenizer.json");
-        match std::fs::read(&path) {
-            Ok(bytes) => {
-                let settings = Settings::open(dir)?;
-                let vocabulary = JsonVocabulary::parse(&bytes, &settings, &path)?;
-                Ok(Self::new(Arc::new(vocabulary), &settings))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(nothing_known(dir)),
-            Err(source) => Err(Error::Io { path, source }),
+        let entries = std::fs::read_dir(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
+        let mut names: Vec<String> =
+            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.sort();
+        let has = |name: &'static str| names.iter().any(|known| known == name).then_some(name);
+        let file = has("tokenizer.json")
+            .or_else(|| has("tokenizer.model"))
+            .or_else(|| has("ice_text.model"))
+            .or_else(|| names.iter().map(String::as_str).find(|name| name.ends_with(".tiktoken")));
+        match file {
+            Some(name) => Self::open_file(dir.join(name)),
+            None => Err(nothing_known(dir, &names)),
         }
+    }
+
+    /// Reads one vocabulary file, of whichever of those kinds, with the small files beside it.
+    ///
+    /// # Errors
+    /// A file is broken or of no known kind.
+    pub fn open_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let settings = Settings::open(path.parent().unwrap_or(Path::new("")))?;
+        let vocabulary: Arc<dyn Vocabulary> = if path.extension().is_some_and(|ending| ending == "json") {
+            Arc::new(JsonVocabulary::parse(&bytes, &settings, path)?)
+        } else if path.extension().is_some_and(|ending| ending == "tiktoken") || tiktoken::looks_like(&bytes)
+        {
+            Arc::new(TiktokenVocabulary::parse(&bytes, &settings, path)?)
+        } else {
+            Arc::new(SentencePieceVocabulary::parse(&bytes, &settings, path)?)
+        };
+        Ok(Self::new(vocabulary, &settings))
     }
 
     /// Makes a tokenizer from the content of a `tokenizer.json` and, if there is one, of a
@@ -90,14 +115,7 @@ impl Tokenizer {
     /// # Errors
     /// The vocabulary has no way to express the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        self.vocabulary.encode(
-            text,
-            if add_special {
-                Mode::Framed
-            } else {
-                Mode::Recognise
-            },
-        )
+        self.vocabulary.encode(text, if add_special { Mode::Framed } else { Mode::Recognise })
     }
 
     /// Cuts a text into ids without giving a meaning to special tokens written in it: for text from
@@ -138,11 +156,7 @@ impl Tokenizer {
     pub fn check(&self, ids: &[u32]) -> Result<()> {
         let size = self.vocab_size();
         match ids.iter().position(|id| *id as usize >= size) {
-            Some(position) => Err(Error::IdOutOfRange {
-                id: ids[position],
-                position,
-                size,
-            }),
+            Some(position) => Err(Error::IdOutOfRange { id: ids[position], position, size }),
             None => Ok(()),
         }
     }
@@ -162,11 +176,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::UnknownToken`] if the vocabulary has no such entry.
     pub fn id(&self, token: &str) -> Result<u32> {
-        self.vocabulary
-            .id(token)
-            .ok_or_else(|| Error::UnknownToken {
-                token: token.to_owned(),
-            })
+        self.vocabulary.id(token).ok_or_else(|| Error::UnknownToken { token: token.to_owned() })
     }
 
     /// Whether a decode that skips special tokens leaves this id out.
@@ -180,13 +190,15 @@ impl Tokenizer {
     }
 
     fn new(vocabulary: Arc<dyn Vocabulary>, settings: &Settings) -> Self {
-        let find = |token: &String| {
-            vocabulary.id(token).map(|id| Special {
-                token: token.clone(),
-                id,
-            })
+        let find = |token: &String| vocabulary.id(token).map(|id| Special { token: token.clone(), id });
+        // Where the small files do not speak of a role, the vocabulary may.
+        let named = |role: &str| match settings.named.get(role) {
+            Some(token) => find(token),
+            None => {
+                let id = vocabulary.role(role).filter(|_| !settings.without.contains(&role))?;
+                vocabulary.token(id).map(|token| Special { token, id })
+            }
         };
-        let named = |role: &str| settings.named.get(role).and_then(find);
         let special = SpecialTokens {
             bos: named("bos_token"),
             eos: named("eos_token"),
@@ -197,10 +209,7 @@ impl Tokenizer {
             mask: named("mask_token"),
             additional: settings.additional.iter().filter_map(find).collect(),
         };
-        Self {
-            vocabulary,
-            special: Arc::new(special),
-        }
+        Self { vocabulary, special: Arc::new(special) }
     }
 }
 
@@ -247,46 +256,29 @@ impl Detokenizer {
 
 impl std::fmt::Debug for Detokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Detokenizer")
-            .field("skip_special", &self.skip_special)
-            .finish_non_exhaustive()
+        f.debug_struct("Detokenizer").field("skip_special", &self.skip_special).finish_non_exhaustive()
     }
 }
 
 /// Says which files of a folder look like a vocabulary, and what would be read.
-fn nothing_known(dir: &Path) -> Error {
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(source) => {
-            return Error::Io {
-                path: dir.to_owned(),
-                source,
-            };
-        }
-    };
-    let mut found: Vec<String> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter_map(|name| {
-            let kind = match name.as_str() {
-                name if name.ends_with(".tiktoken") => "tiktoken ranks",
-                name if name.ends_with(".model") => "a SentencePiece model or tiktoken ranks",
-                "vocab.json" | "merges.txt" => "half of a BPE vocabulary",
-                "vocab.txt" => "a WordPiece vocabulary",
-                "tekken.json" => "a Tekken vocabulary",
-                _ => return None,
-            };
-            Some(format!("{name} ({kind})"))
-        })
-        .collect();
-    found.sort();
+fn nothing_known(dir: &Path, names: &[String]) -> Error {
+    let mut found = Vec::new();
+    for name in names {
+        let kind = match name.as_str() {
+            "vocab.json" | "merges.txt" => "half of a BPE vocabulary",
+            "vocab.txt" => "a WordPiece vocabulary",
+            "tekken.json" => "a Tekken vocabulary",
+            "tokenizer_config.json" => "settings without a vocabulary",
+            name if name.ends_with(".model") => "a model under an unknown name",
+            _ => continue,
+        };
+        found.push(format!("{name} ({kind})"));
+    }
     let found = if found.is_empty() {
         "no vocabulary file is there".to_owned()
     } else {
         format!("it has {}", found.join(", "))
     };
-    Error::NoTokenizer {
-        path: dir.to_owned(),
-        what: format!("{found}; what can be read is tokenizer.json"),
-    }
+    let known = "what can be read is tokenizer.json, tokenizer.model, ice_text.model and *.tiktoken";
+    Error::NoTokenizer { path: dir.to_owned(), what: format!("{found}; {known}") }
 }

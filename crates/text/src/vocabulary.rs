@@ -28,6 +28,8 @@ pub(crate) trait Vocabulary: Send + Sync {
     fn id(&self, token: &str) -> Option<u32>;
     /// Whether a decode that skips special tokens leaves this id out.
     fn is_special(&self, id: u32) -> bool;
+    /// The special token that the vocabulary file itself gives a role (`bos_token`, …).
+    fn role(&self, role: &str) -> Option<u32>;
     /// A fresh decode.
     fn decoder(self: Arc<Self>) -> Box<dyn Decode>;
 }

@@ -1,0 +1,9 @@
+//! Tests of the whole crate through its public face.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod chat;
+mod common;
+mod refusals;
+mod stream;
+mod vectors;
