@@ -6,6 +6,8 @@
 //! - [`Cpu`] computes from host memory, with AVX2 where the processor has it;
 //! - [`Trace`] computes nothing, but checks and logs every call.
 //!
+//! [`conformance`] holds the cases that every device must pass.
+//!
 //! ```
 //! use airllm_kernels::{Cpu, Memory, Ops};
 //!
@@ -24,6 +26,7 @@
 //!
 //! What is absent: files, models, and any choice between devices.
 
+pub mod conformance;
 mod cpu;
 mod error;
 mod memory;

@@ -33,12 +33,7 @@ impl Counter {
 }
 
 /// Refuses an operand of fewer than `expected` bytes.
-pub(crate) fn need(
-    verb: &'static str,
-    operand: &'static str,
-    expected: usize,
-    found: usize,
-) -> Result<()> {
+pub(crate) fn need(verb: &'static str, operand: &'static str, expected: usize, found: usize) -> Result<()> {
     if found >= expected {
         return Ok(());
     }
@@ -64,13 +59,7 @@ pub(crate) fn decode(rows: &Matrix<usize>, y: usize) -> Result<Work> {
     Ok(work(&[matrix_bytes(rows), out], &[rows.rows, rows.cols]))
 }
 
-pub(crate) fn matmul(
-    w: &Matrix<usize>,
-    x: usize,
-    n: usize,
-    y: usize,
-    out: Columns,
-) -> Result<Work> {
+pub(crate) fn matmul(w: &Matrix<usize>, x: usize, n: usize, y: usize, out: Columns) -> Result<Work> {
     const VERB: &str = "matmul";
     need(VERB, "w", matrix_bytes(w), w.data)?;
     need(VERB, "x", f32s(&[n, w.cols]), x)?;
@@ -135,14 +124,7 @@ pub(crate) fn rope(x: usize, table: usize, shape: &Rope) -> Result<Work> {
     Ok(work(&moved, &[3, shape.n, shape.heads, shape.rotary]))
 }
 
-pub(crate) fn store(
-    x: usize,
-    first: usize,
-    n: usize,
-    dim: usize,
-    cache: usize,
-    at: usize,
-) -> Result<Work> {
+pub(crate) fn store(x: usize, first: usize, n: usize, dim: usize, cache: usize, at: usize) -> Result<Work> {
     const VERB: &str = "store";
     need(VERB, "x", f32s(&[first.saturating_add(n), dim]), x)?;
     need(VERB, "cache", f32s(&[at.saturating_add(n), dim]), cache)?;

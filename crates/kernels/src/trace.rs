@@ -150,14 +150,7 @@ impl Ops for Trace {
         Ok(())
     }
 
-    fn matmul(
-        &self,
-        w: Matrix<Extent>,
-        x: &Extent,
-        n: usize,
-        y: &mut Extent,
-        out: Columns,
-    ) -> Result<()> {
+    fn matmul(&self, w: Matrix<Extent>, x: &Extent, n: usize, y: &mut Extent, out: Columns) -> Result<()> {
         let work = shape::matmul(&shape::sized(&w, w.data.bytes), x.bytes, n, y.bytes, out)?;
         self.product("matmul", work, n, w);
         Ok(())
@@ -215,14 +208,7 @@ impl Ops for Trace {
         Ok(())
     }
 
-    fn attend(
-        &self,
-        q: &Extent,
-        k: &Extent,
-        v: &Extent,
-        out: &mut Extent,
-        shape: Attend,
-    ) -> Result<()> {
+    fn attend(&self, q: &Extent, k: &Extent, v: &Extent, out: &mut Extent, shape: Attend) -> Result<()> {
         let work = shape::attend(q.bytes, k.bytes, v.bytes, out.bytes, &shape)?;
         self.verb("attend", work, shape.n);
         Ok(())

@@ -202,14 +202,7 @@ impl Job for Heads<'_, '_> {
 
 /// `scores[row][j] = q[row] · k[j]` for all `j < len`.
 #[inline(always)]
-fn score<S: Simd>(
-    simd: S,
-    q: &[Eight],
-    k: Cached<'_>,
-    len: usize,
-    scores: &mut [f32],
-    stride: usize,
-) {
+fn score<S: Simd>(simd: S, q: &[Eight], k: Cached<'_>, len: usize, scores: &mut [f32], stride: usize) {
     let width = k.width;
     let rows = q.len() / width;
     let q = |row: usize| &q[row * width..][..width];
@@ -270,12 +263,7 @@ fn softmax<S: Simd>(simd: S, scores: &mut [Eight], seen: usize, scale: f32) -> f
 
 /// `result[r] = Σ_j weights[r][j] · v[j]` for `R` rows, none shorter than the first.
 #[inline(always)]
-fn mix<S: Simd, const R: usize>(
-    simd: S,
-    weights: [&[f32]; R],
-    v: Cached<'_>,
-    result: &mut [Eight],
-) {
+fn mix<S: Simd, const R: usize>(simd: S, weights: [&[f32]; R], v: Cached<'_>, result: &mut [Eight]) {
     let mut at = 0;
     while at < v.width {
         if v.width - at >= WIDTH {

@@ -291,8 +291,7 @@ impl Job for Tiles<'_> {
                 }
                 _ => {
                     for (r, sums) in (0..rows).zip(sums.chunks_mut(tokens)) {
-                        (0..here)
-                            .for_each(|i| add_tile(simd, [row(r)], [token(i)], sums, tokens, t + i));
+                        (0..here).for_each(|i| add_tile(simd, [row(r)], [token(i)], sums, tokens, t + i));
                     }
                 }
             }
@@ -311,9 +310,7 @@ fn add_tile<S: Simd, const R: usize, const T: usize>(
     tokens: usize,
     t: usize,
 ) {
-    let start = std::array::from_fn(|r| {
-        std::array::from_fn(|i| simd.load(&sums[r * tokens + t + i]))
-    });
+    let start = std::array::from_fn(|r| std::array::from_fn(|i| simd.load(&sums[r * tokens + t + i])));
     let end = tile(simd, w, x, start);
     for (r, end) in end.into_iter().enumerate() {
         for (i, end) in end.into_iter().enumerate() {

@@ -40,14 +40,7 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn matmul(
-        &self,
-        w: Matrix<&[u8]>,
-        x: &CpuBuf,
-        n: usize,
-        y: &mut CpuBuf,
-        out: Columns,
-    ) -> Result<()> {
+    fn matmul(&self, w: Matrix<&[u8]>, x: &CpuBuf, n: usize, y: &mut CpuBuf, out: Columns) -> Result<()> {
         let work = shape::matmul(&shape::sized(&w, w.data.len()), x.bytes, n, y.bytes, out)?;
         let (x, y) = (x.floats(), y.floats_mut());
         with_format!("matmul", w.format, matmul(self, w, x, n, y, out))?;
@@ -134,14 +127,7 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn attend(
-        &self,
-        q: &CpuBuf,
-        k: &CpuBuf,
-        v: &CpuBuf,
-        out: &mut CpuBuf,
-        shape: Attend,
-    ) -> Result<()> {
+    fn attend(&self, q: &CpuBuf, k: &CpuBuf, v: &CpuBuf, out: &mut CpuBuf, shape: Attend) -> Result<()> {
         let work = shape::attend(q.bytes, k.bytes, v.bytes, out.bytes, &shape)?;
         let (q, k, v, out) = (q.floats(), k.floats(), v.floats(), out.floats_mut());
         attend::attend(self, q, k, v, out, &shape, work.flops)?;

@@ -1,0 +1,97 @@
+//! The cases that every device must pass: one list per verb, the same for all.
+//!
+//! The reference is computed in f64 by code written for clearness. Sizes straddle the edges of tiles
+//! and blocks, every format meets every pair of them. Errors are measured as normalised mean square
+//! errors, against named bounds. Views are handed over at odd addresses where the device computes from
+//! host memory. Output buffers are larger than needed and hold a mark that must survive.
+//!
+//! A device's tests are one line, [`conformance!`](crate::conformance!):
+//!
+//! ```
+//! airllm_kernels::conformance!(two_threads, airllm_kernels::Cpu::new(2));
+//! # fn main() {}
+//! ```
+
+mod attention;
+mod lab;
+mod matrix;
+mod refusals;
+mod tokens;
+
+pub use attention::{attend, rope};
+pub use matrix::{decode, matmul, not_finite};
+pub use refusals::{empty, refusals};
+pub use tokens::{add, add_bias, gather, rms_norm, silu_mul, store};
+
+use airllm_format::NumFormat;
+
+/// Rows, columns and other dimensions: around the edges of tiles.
+pub const SIZES: [usize; 13] = [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 80, 127, 257];
+
+/// Numbers of tokens in a call.
+pub const TOKENS: [usize; 10] = [1, 2, 3, 4, 5, 7, 8, 9, 16, 33];
+
+/// Bound on the error of f32 arithmetic alone: a verb against the f64 reference on the same operands.
+pub const ARITHMETIC: f64 = 1e-12;
+
+/// Bound on the error of a product with weights from N(0, 1) stored in `format`, against the product
+/// with the weights before they were stored.
+pub const fn bound(format: NumFormat) -> f64 {
+    match format {
+        NumFormat::F32 => ARITHMETIC,
+        NumFormat::F16 => 1e-7,
+        NumFormat::Bf16 => 5e-6,
+        NumFormat::Q8 => 6e-5,
+        NumFormat::Q4 => 1e-2,
+        // A new format has to name its bound.
+        _ => 0.0,
+    }
+}
+
+/// Why a device does not conform.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// The device refused what it must do.
+    #[error("{case}: {error}")]
+    Refused {
+        /// The case, with its sizes.
+        case: String,
+        /// What the device said.
+        error: crate::Error,
+    },
+    /// A result is wrong.
+    #[error("{case}: {what}")]
+    Wrong {
+        /// The case, with its sizes.
+        case: String,
+        /// What was expected and what was found.
+        what: String,
+    },
+}
+
+/// What a list of cases comes to.
+pub type Verdict = std::result::Result<(), Failure>;
+
+/// Makes a test module named `$name` that runs every list of cases on the device that `$device` makes.
+#[macro_export]
+macro_rules! conformance {
+    ($name:ident, $device:expr) => {
+        $crate::conformance!($name, $device,
+            decode matmul not_finite rms_norm add_bias add silu_mul rope store attend gather
+            refusals empty);
+    };
+    ($name:ident, $device:expr, $($verb:ident)+) => {
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            $(
+                #[test]
+                fn $verb() -> $crate::conformance::Verdict {
+                    $crate::conformance::$verb(&$device)
+                }
+            )+
+        }
+    };
+}

@@ -1,0 +1,153 @@
+//! Cases of the verbs that treat each token, or each number, by itself.
+
+use super::lab::{Lab, MARK, Numbers, bytes, power};
+use super::{ARITHMETIC, SIZES, TOKENS, Verdict};
+use crate::Ops;
+
+/// Root mean square norm, tiny and huge inputs and a NaN among them.
+pub fn rms_norm<D: Ops>(device: &D) -> Verdict {
+    let eps = 1e-5f32;
+    for dim in SIZES.into_iter().chain([2000]) {
+        for n in TOKENS {
+            let lab = Lab::new(device, format!("rms_norm [{n}, {dim}]"));
+            let mut numbers = Numbers::new(dim * 64 + n);
+            let mut x = numbers.normal(n * dim);
+            for (t, x) in x.chunks_mut(dim).enumerate() {
+                let scale = [1.0, 1e-3, 1e4, 1e-15, 1e18][t % 5];
+                x.iter_mut().for_each(|x| *x *= scale);
+            }
+            let weight = numbers.normal(dim);
+            let reference: Vec<f64> = x
+                .chunks(dim)
+                .flat_map(|x| {
+                    let sum: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();
+                    let root = (sum / dim as f64 + f64::from(eps)).sqrt();
+                    x.iter().zip(&weight).map(move |(&x, &w)| f64::from(x) / root * f64::from(w))
+                })
+                .collect();
+            let device_x = lab.upload(&x)?;
+            let mut y = lab.marked(n * dim)?;
+            lab.with_view(&bytes(&weight), |w| device.rms_norm(&device_x, w, eps, n, dim, &mut y))?;
+            let found = lab.download(&y)?;
+            // Token by token: one of small scale must be as good as the others.
+            for (reference, found) in reference.chunks(dim).zip(found.chunks(dim)) {
+                lab.close(reference, found, power(reference), ARITHMETIC)?;
+            }
+            lab.untouched(&found, n * dim)?;
+
+            x[n * dim - 1] = f32::NAN;
+            let device_x = lab.upload(&x)?;
+            lab.with_view(&bytes(&weight), |w| device.rms_norm(&device_x, w, eps, n, dim, &mut y))?;
+            let found = lab.download(&y)?;
+            let bad = found[..n * dim].iter().position(|x| !x.is_finite());
+            if bad != Some((n - 1) * dim) || !found[n * dim - dim..n * dim].iter().all(|x| x.is_nan()) {
+                return Err(lab.wrong("NaN did not make exactly its own token NaN".into()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A bias, the same for every token.
+pub fn add_bias<D: Ops>(device: &D) -> Verdict {
+    for dim in SIZES {
+        for n in TOKENS {
+            let lab = Lab::new(device, format!("add_bias [{n}, {dim}]"));
+            let mut numbers = Numbers::new(dim * 64 + n);
+            let (y, bias) = (numbers.normal(n * dim), numbers.normal(dim));
+            let mut device_y = lab.upload(&[&y[..], &[MARK; 9]].concat())?;
+            lab.with_view(&bytes(&bias), |b| device.add_bias(&mut device_y, b, n, dim))?;
+            let found = lab.download(&device_y)?;
+            let sums: Vec<f32> = y.iter().zip(bias.iter().cycle()).map(|(y, b)| y + b).collect();
+            lab.equal(&sums, &found)?;
+            lab.untouched(&found, n * dim)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sums of two buffers.
+pub fn add<D: Ops>(device: &D) -> Verdict {
+    for len in SIZES.into_iter().chain([100_003]) {
+        let lab = Lab::new(device, format!("add {len}"));
+        let mut numbers = Numbers::new(len);
+        let (mut y, x) = (numbers.normal(len), numbers.normal(len));
+        y[len / 2] = f32::NAN;
+        let mut device_y = lab.upload(&[&y[..], &[MARK; 9]].concat())?;
+        let device_x = lab.upload(&x)?;
+        lab.must(device.add(&mut device_y, &device_x, len))?;
+        let found = lab.download(&device_y)?;
+        let sums: Vec<f32> = y.iter().zip(&x).map(|(y, x)| y + x).collect();
+        lab.equal(&sums, &found)?;
+        lab.untouched(&found, len)?;
+    }
+    Ok(())
+}
+
+/// SwiGLU's product, with gates from −100 to 100 and a NaN.
+pub fn silu_mul<D: Ops>(device: &D) -> Verdict {
+    for len in SIZES.into_iter().chain([100_003]) {
+        for spread in [1.0, 100.0] {
+            let lab = Lab::new(device, format!("silu_mul {len}, gates of {spread}"));
+            let mut numbers = Numbers::new(len);
+            let gate: Vec<f32> = numbers.normal(len).into_iter().map(|x| x * spread).collect();
+            let up = numbers.normal(len);
+            let each = gate.iter().zip(&up).map(|(&g, &u)| (f64::from(g), f64::from(u)));
+            let reference: Vec<f64> = each.map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            let device_up = lab.upload(&up)?;
+            let run = |gate: &[f32]| {
+                let mut device_gate = lab.upload(&[gate, &[MARK; 9]].concat())?;
+                lab.must(device.silu_mul(&mut device_gate, &device_up, len))?;
+                lab.download(&device_gate)
+            };
+            let found = run(&gate)?;
+            lab.close(&reference, &found, power(&reference), ARITHMETIC)?;
+            lab.untouched(&found, len)?;
+
+            let mut gate = gate;
+            gate[len / 2] = f32::NAN;
+            let found = run(&gate)?;
+            let finite = found.iter().filter(|x| x.is_finite()).count();
+            if !found[len / 2].is_nan() || finite != len + 8 {
+                return Err(lab.wrong("NaN did not make exactly its own number NaN".into()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Rows copied into a cache.
+pub fn store<D: Ops>(device: &D) -> Verdict {
+    for dim in SIZES {
+        for (first, n, at) in [(0, 1, 0), (2, 3, 5), (1, 33, 7)] {
+            let lab = Lab::new(device, format!("store {n} x {dim} from {first} to {at}"));
+            let x = Numbers::new(dim).normal((first + n) * dim);
+            let mut expected = vec![MARK; (at + n) * dim + 9];
+            expected[at * dim..(at + n) * dim].copy_from_slice(&x[first * dim..]);
+            let device_x = lab.upload(&x)?;
+            let mut cache = lab.marked((at + n) * dim)?;
+            lab.must(device.store(&device_x, first, n, dim, &mut cache, at))?;
+            lab.equal(&expected, &lab.download(&cache)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows picked in any order, some twice.
+pub fn gather<D: Ops>(device: &D) -> Verdict {
+    for dim in SIZES {
+        for rows in [&[0u32][..], &[4, 0, 4, 2], &[1, 1, 1, 1, 1, 3]] {
+            let lab = Lab::new(device, format!("gather {rows:?} x {dim}"));
+            let x = Numbers::new(dim).normal(5 * dim);
+            let row = |&row: &u32| &x[row as usize * dim..][..dim];
+            let expected = rows.iter().map(row).collect::<Vec<_>>().concat();
+            let device_x = lab.upload(&x)?;
+            let mut y = lab.marked(rows.len() * dim)?;
+            lab.must(device.gather(&device_x, rows, dim, &mut y))?;
+            let found = lab.download(&y)?;
+            lab.equal(&expected, &found)?;
+            lab.untouched(&found, rows.len() * dim)?;
+        }
+    }
+    Ok(())
+}

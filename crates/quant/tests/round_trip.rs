@@ -1,0 +1,251 @@
+//! Packing and unpacking: exactness, bounds on errors, layout, refusals.
+
+use airllm_format::NumFormat;
+use airllm_quant::{Error, loss, nmse, pack_row, unpack_row};
+use half::f16;
+use proptest::prelude::*;
+
+fn pack(format: NumFormat, weights: &[f32]) -> Vec<u8> {
+    // Filled, so that bytes left unwritten would show.
+    let mut row = vec![0xa5; format.row_bytes(weights.len())];
+    pack_row(format, weights, &mut row).unwrap();
+    row
+}
+
+fn unpack(format: NumFormat, row: &[u8], cols: usize) -> Vec<f32> {
+    let mut weights = vec![f32::NAN; cols];
+    unpack_row(format, row, &mut weights).unwrap();
+    weights
+}
+
+fn round_trip(format: NumFormat, weights: &[f32]) -> Vec<f32> {
+    unpack(format, &pack(format, weights), weights.len())
+}
+
+fn finite() -> impl Strategy<Value = f32> {
+    use prop::num::f32::{NORMAL, SUBNORMAL, ZERO};
+    NORMAL | SUBNORMAL | ZERO
+}
+
+/// Weights of one magnitude, from far below to far above what checkpoints hold.
+fn weights() -> impl Strategy<Value = Vec<f32>> {
+    (prop::collection::vec(-1f32..1.0, 0..300), -7i32..5)
+        .prop_map(|(w, e)| w.into_iter().map(|w| w * 10f32.powi(e)).collect())
+}
+
+fn largest(weights: &[f32]) -> f32 {
+    weights.iter().fold(0.0, |m, w| m.max(w.abs()))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn f32_is_exact(weights in prop::collection::vec(finite(), 0..100)) {
+        let back = round_trip(NumFormat::F32, &weights);
+        prop_assert!(weights.iter().zip(&back).all(|(a, b)| a.to_bits() == b.to_bits()));
+    }
+
+    #[test]
+    fn halves_are_the_nearest(weights in weights()) {
+        let back = round_trip(NumFormat::F16, &weights);
+        for (w, b) in weights.iter().zip(&back) {
+            // Half a unit in the last place; below 2^-14 the unit is 2^-24.
+            prop_assert!((w - b).abs() <= (w.abs() / 2048.0).max(2f32.powi(-25)), "{w} {b}");
+        }
+        let back = round_trip(NumFormat::Bf16, &weights);
+        for (w, b) in weights.iter().zip(&back) {
+            prop_assert!((w - b).abs() <= w.abs() / 256.0, "{w} {b}");
+        }
+    }
+
+    #[test]
+    fn sixteen_bits_come_back_as_they_were(bits in prop::collection::vec(any::<u16>(), 0..100)) {
+        let row: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();
+        for format in [NumFormat::F16, NumFormat::Bf16] {
+            let weights = unpack(format, &row, bits.len());
+            if weights.iter().all(|w| w.is_finite()) {
+                prop_assert_eq!(&pack(format, &weights), &row);
+            }
+        }
+    }
+
+    #[test]
+    fn q8_is_off_by_half_a_step(weights in weights()) {
+        let back = round_trip(NumFormat::Q8, &weights);
+        for (group, back) in weights.chunks(64).zip(back.chunks(64)) {
+            // The scale was rounded to f16, whose unit is at least 2^-24.
+            let step = largest(group) / 127.0 * 1.001 + 2f32.powi(-24);
+            for (w, b) in group.iter().zip(back) {
+                prop_assert!((w - b).abs() <= step * 0.501, "{w} {b} {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn q4_is_no_worse_than_symmetric_rounding(weights in weights()) {
+        let back = round_trip(NumFormat::Q4, &weights);
+        for (group, back) in weights.chunks(32).zip(back.chunks(32)) {
+            // Codes −7 to 7 over the largest magnitude would be off by half a step each.
+            let half_step = f64::from(largest(group) / 14.0 * 1.002 + 2f32.powi(-25));
+            let error: f64 = group.iter().zip(back).map(|(w, b)| f64::from(w - b).powi(2)).sum();
+            prop_assert!(error <= half_step * half_step * group.len() as f64, "{error} {half_step}");
+        }
+    }
+
+    #[test]
+    fn packing_again_changes_little(weights in weights()) {
+        for format in [NumFormat::F32, NumFormat::F16, NumFormat::Bf16] {
+            prop_assert_eq!(loss(format, &round_trip(format, &weights)).unwrap(), 0.0);
+        }
+        // But for the rounding of a scale.
+        prop_assert!(loss(NumFormat::Q8, &round_trip(NumFormat::Q8, &weights)).unwrap() < 1e-4);
+        prop_assert!(loss(NumFormat::Q4, &round_trip(NumFormat::Q4, &weights)).unwrap() < 2e-3);
+    }
+
+    #[test]
+    fn any_bytes_unpack(bytes in prop::collection::vec(any::<u8>(), 4000), cols in 0usize..900) {
+        for format in NumFormat::ALL {
+            let row = &bytes[..format.row_bytes(cols)];
+            prop_assert_eq!(unpack(format, row, cols).len(), cols);
+        }
+    }
+
+    #[test]
+    fn bad_weights_are_named(
+        weights in prop::collection::vec(-1f32..1.0, 1..200),
+        at in any::<prop::sample::Index>(),
+        bad in prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY]),
+    ) {
+        let at = at.index(weights.len());
+        let mut weights = weights;
+        weights[at] = bad;
+        for format in NumFormat::ALL {
+            let mut row = vec![0; format.row_bytes(weights.len())];
+            let refused = pack_row(format, &weights, &mut row);
+            prop_assert!(
+                matches!(refused, Err(Error::NotFinite { position, .. }) if position == at),
+                "{refused:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn q8_bytes() {
+    // Two groups, the second of three weights. 2.54 / 127 = 0.02.
+    let mut weights = [0f32; 67];
+    weights[0] = 2.54;
+    weights[1] = -0.02;
+    weights[63] = -2.54;
+    weights[64] = 127.0;
+    weights[66] = -3.4;
+    let row = pack(NumFormat::Q8, &weights);
+    assert_eq!(row.len(), 128 + 4 + 12);
+    assert_eq!((row[0] as i8, row[1] as i8, row[63] as i8), (127, -1, -127));
+    assert_eq!((row[64] as i8, row[65] as i8, row[66] as i8), (127, 0, -3));
+    assert!(row[67..128].iter().all(|&b| b == 0));
+    assert_eq!(row[128..130], f16::from_f32(0.02).to_le_bytes());
+    assert_eq!(row[130..132], f16::ONE.to_le_bytes());
+    assert!(row[132..].iter().all(|&b| b == 0));
+}
+
+#[test]
+fn q4_bytes() {
+    // The first group spans −8 to 7 exactly; the second is negated, so that its scale is.
+    let mut weights = [0f32; 34];
+    for (i, w) in weights[..32].iter_mut().enumerate() {
+        *w = (i % 16) as f32 - 8.0;
+    }
+    weights[32] = 8.0;
+    weights[33] = -7.0;
+    let row = pack(NumFormat::Q4, &weights);
+    assert_eq!(row.len(), 32 + 4 + 12);
+    for (j, &byte) in row[..16].iter().enumerate() {
+        assert_eq!(byte, (j | j << 4) as u8);
+    }
+    assert_eq!(row[16..18], [0x80, 0x8f]);
+    assert!(row[18..32].iter().all(|&b| b == 0x88));
+    assert_eq!(row[32..34], f16::ONE.to_le_bytes());
+    assert_eq!(row[34..36], (-f16::ONE).to_le_bytes());
+    assert!(row[36..].iter().all(|&b| b == 0));
+    assert_eq!(unpack(NumFormat::Q4, &row, 34), weights);
+}
+
+#[test]
+fn zeros_stay_zeros() {
+    for format in NumFormat::ALL {
+        assert_eq!(round_trip(format, &[0.0; 100]), [0.0; 100]);
+        assert!(round_trip(format, &[]).is_empty());
+    }
+}
+
+#[test]
+fn tiny_groups_do_not_vanish() {
+    for format in [NumFormat::Q8, NumFormat::Q4] {
+        // One f16 step is 2^-24 = 6e-8.
+        let back = round_trip(format, &[4e-8; 64]);
+        assert!(back.iter().all(|&b| b > 0.0), "{format} {back:?}");
+    }
+}
+
+#[test]
+fn largest_weights() {
+    for (format, limit) in
+        [(NumFormat::F16, 65_504.0), (NumFormat::Q8, 127.0 * 65_504.0), (NumFormat::Q4, 7.0 * 65_504.0)]
+    {
+        assert!(loss(format, &[limit, -limit, 0.0]).unwrap() < 1e-4);
+        let mut row = vec![0; format.row_bytes(2)];
+        let refused = pack_row(format, &[0.0, -1.01 * limit], &mut row);
+        let Err(Error::TooLarge { position: 1, limit: named, .. }) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(named, limit);
+    }
+}
+
+#[test]
+fn wrong_lengths_are_refused() {
+    for format in NumFormat::ALL {
+        for off in [-1isize, 1] {
+            let right = format.row_bytes(40);
+            let mut row = vec![0; right.wrapping_add_signed(off)];
+            let expected = Error::RowBytes { format, cols: 40, expected: right, found: row.len() };
+            assert_eq!(pack_row(format, &[0.0; 40], &mut row), Err(expected.clone()));
+            assert_eq!(unpack_row(format, &row, &mut [0.0; 40]), Err(expected));
+        }
+    }
+}
+
+/// Weights drawn from N(0, 1) by Box and Muller over SplitMix64.
+fn normal(count: usize) -> Vec<f32> {
+    let mut state = 1u64;
+    let mut uniform = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (((z ^ (z >> 31)) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    };
+    let mut draw = || {
+        let radius = (-2.0 * uniform().ln()).sqrt();
+        (radius * (std::f64::consts::TAU * uniform()).cos()) as f32
+    };
+    (0..count).map(|_| draw()).collect()
+}
+
+/// The table in the crate's documentation.
+#[test]
+fn documented_errors() {
+    let weights = normal(1 << 20);
+    for (format, documented) in [
+        (NumFormat::F32, 0.0),
+        (NumFormat::F16, 4.31e-8),
+        (NumFormat::Bf16, 2.76e-6),
+        (NumFormat::Q8, 3.51e-5),
+        (NumFormat::Q4, 6.90e-3),
+    ] {
+        let back: Vec<f32> = weights.chunks(4096).flat_map(|w| round_trip(format, w)).collect();
+        let found = nmse(&weights, &back);
+        assert!((found - documented).abs() <= 0.01 * documented, "{format}: {found:.3e}");
+    }
+}
