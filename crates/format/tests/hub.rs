@@ -1,4 +1,5 @@
 //! Downloads from a server on the loopback device, well-behaved and not.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may end")]
 
 #[path = "hub/faults.rs"]
 mod faults;
@@ -116,7 +117,8 @@ fn large_files_come_in_ranges_at_the_same_time() {
     let ranges: BTreeSet<_> = server.seen("/stored/").iter().map(|s| s.range.unwrap()).collect();
     let expected: BTreeSet<_> = (0..10).map(|i| (i * 100_000, (i + 1) * 100_000)).collect();
     assert_eq!(ranges, expected);
-    assert!((2..=4).contains(&server.most_at_once()), "{} at once", server.most_at_once());
+    // The end of an answer may overlap with the next request.
+    assert!((2..=8).contains(&server.most_at_once()), "{} at once", server.most_at_once());
     assert_eq!(server.sent("/stored/"), SIZE);
 }
 

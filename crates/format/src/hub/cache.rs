@@ -16,6 +16,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FlockOperation;
 use serde_json::Value;
@@ -23,7 +24,6 @@ use serde_json::Value;
 use super::http::is_hex;
 use super::listing::RemoteFile;
 use super::names::{RepoId, check_path, printable};
-use crate::disk::write_atomically;
 use crate::{Error, Result};
 
 /// Paths of one repository in the cache.
@@ -98,7 +98,10 @@ impl Layout {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(Error::io(parent, "creating the folder"))?;
         }
-        write_atomically(&path, commit.as_bytes())
+        // Every process that fetches the model writes it, maybe at once: each under a name of its own first.
+        let fresh = private(&path);
+        fs::write(&fresh, commit).map_err(Error::io(&fresh, "noting the commit"))?;
+        fs::rename(&fresh, &path).map_err(Error::io(&path, "noting the commit"))
     }
 
     /// Whether the file is in the snapshot already, with the right length.
@@ -122,7 +125,8 @@ impl Layout {
         }
         let depth = file.name.split('/').count() + 1;
         let target = PathBuf::from("../".repeat(depth)).join("blobs").join(&file.etag);
-        let fresh = path.with_file_name(format!(".{}.{}.link", file.etag, std::process::id()));
+        let fresh = private(&path);
+        // One may be left of a killed process that had this one's number.
         let _ = fs::remove_file(&fresh);
         match std::os::unix::fs::symlink(&target, &fresh) {
             Ok(()) => fs::rename(&fresh, &path).map_err(Error::io(&path, "linking the file")),
@@ -162,6 +166,14 @@ impl Layout {
             }
         }
     }
+}
+
+/// A name beside `path` that no other process and no other thread uses.
+fn private(path: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!(".{name}.{}-{number}.new", std::process::id()))
 }
 
 fn has_length(path: &Path, size: u64) -> bool {

@@ -82,6 +82,8 @@ struct Fetch<'a> {
     /// Jobs that readers have.
     outstanding: usize,
     next_lock: Instant,
+    /// It was said that another process is waited for.
+    waited: bool,
     fetched: u64,
     /// The file that last made progress.
     current: usize,
@@ -130,6 +132,7 @@ pub(super) fn fetch(
         messages,
         outstanding: 0,
         next_lock: Instant::now(),
+        waited: false,
         fetched: 0,
         current: 0,
         report,
@@ -232,6 +235,7 @@ impl Fetch<'_> {
         }
         let waiting: Vec<usize> =
             (0..self.tasks.len()).filter(|&i| matches!(self.tasks[i].state, State::Waiting)).collect();
+        let mut locked = false;
         for &index in &waiting {
             let layout = self.order.layout;
             let file = self.tasks[index].file.clone();
@@ -240,6 +244,7 @@ impl Fetch<'_> {
                 continue;
             }
             let Some(lock) = layout.try_lock(&file.etag)? else {
+                locked = true;
                 continue;
             };
             // Between the look and the lock another process may have finished it.
@@ -273,7 +278,11 @@ impl Fetch<'_> {
             }
             return Ok(Some(index));
         }
-        if !waiting.is_empty() {
+        if locked {
+            if !self.waited {
+                self.waited = true;
+                tracing::info!("the same files are being fetched elsewhere; waiting for them");
+            }
             self.next_lock = Instant::now() + LOCK_TICK;
         }
         Ok(None)

@@ -12,6 +12,8 @@ use super::names::printable;
 use crate::{Error, Result};
 
 const REDIRECTS: usize = 10;
+/// A host that has not answered by then is not there.
+const LONGEST_CONNECT: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What a failed request means for the caller.
@@ -55,11 +57,13 @@ impl From<ureq::Error> for Failure {
             // These carry the address, which may be a signed one.
             ureq::Error::BadUri(_) => Failure::new(Kind::Refused, "the address is not valid"),
             ureq::Error::Http(_) => Failure::new(Kind::Refused, "the request is not valid HTTP"),
-            ureq::Error::Rustls(e) => Failure::new(
-                Kind::Broken,
-                format!("TLS: {e} (a network with its own certificates: point SSL_CERT_FILE at them)"),
-            ),
-            other => Failure::new(Kind::Broken, printable(&other.to_string(), 200)),
+            other => {
+                let mut what = printable(&other.to_string(), 200);
+                if what.contains("certificate") {
+                    what.push_str(" (in a network with its own certificates, point SSL_CERT_FILE at them)");
+                }
+                Failure::new(Kind::Broken, what)
+            }
         }
     }
 }
@@ -115,8 +119,8 @@ impl Client {
             .accept_encoding("identity")
             .max_idle_connections(settings.connections + 2)
             .max_idle_connections_per_host(settings.connections + 1)
-            .timeout_resolve(Some(settings.timeout))
-            .timeout_connect(Some(settings.timeout))
+            .timeout_resolve(Some(settings.timeout.min(LONGEST_CONNECT)))
+            .timeout_connect(Some(settings.timeout.min(LONGEST_CONNECT)))
             .timeout_per_read(Some(settings.timeout))
             .timeout_per_write(Some(settings.timeout))
             .proxy(proxy(settings)?);
@@ -197,10 +201,10 @@ impl Client {
             if let Some((start, end)) = range {
                 request = request.header(RANGE, format!("bytes={start}-{}", end.saturating_sub(1)));
             }
-            if let Some(bearer) = &self.bearer {
-                if origin(&uri).as_ref() == Some(&self.origin) {
-                    request = request.header(AUTHORIZATION, bearer);
-                }
+            if let Some(bearer) = &self.bearer
+                && origin(&uri).as_ref() == Some(&self.origin)
+            {
+                request = request.header(AUTHORIZATION, bearer);
             }
             let request = request.body(()).map_err(ureq::Error::from)?;
             let response = self.agent.run(request)?;

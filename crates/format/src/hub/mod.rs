@@ -31,6 +31,7 @@ mod settings;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,7 +88,12 @@ impl Hub {
     pub fn new(settings: Settings) -> Result<Hub> {
         let token = match (&settings.token, &settings.token_file) {
             (Some(token), _) => Some(token.clone()),
-            (None, Some(path)) => fs::read_to_string(path).ok(),
+            (None, Some(path)) => match fs::read_to_string(path) {
+                Ok(text) => Some(text),
+                // Most people have none.
+                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
+                Err(e) => return Err(Error::io(path, "reading the token")(e)),
+            },
             (None, None) => None,
         };
         let token = token.as_deref().map(str::trim).filter(|t| !t.is_empty());
@@ -179,7 +185,7 @@ impl Hub {
     ) -> Result<std::result::Result<(String, Vec<RemoteFile>), Failure>> {
         let stop = Arc::new(AtomicBool::new(false));
         // With a copy at hand there is no reason to insist.
-        let retries = if cached { self.settings.retries.min(1) } else { self.settings.retries };
+        let retries = if cached { 0 } else { self.settings.retries };
         let reader = self.reader(&stop, retries);
         let url = format!(
             "{}/api/models/{id}/revision/{}?blobs=true",
@@ -260,7 +266,7 @@ impl Hub {
             layout,
             commit,
             files,
-            connections: self.settings.connections.max(1),
+            connections: self.settings.connections.clamp(1, 64),
             segment: self.settings.segment.max(1),
         };
         let stop = Arc::new(AtomicBool::new(false));

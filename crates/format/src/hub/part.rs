@@ -185,10 +185,10 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        if self.dirty {
-            if let Err(error) = self.save() {
-                tracing::warn!(%error, "the progress of a download is lost");
-            }
+        if self.dirty
+            && let Err(error) = self.save()
+        {
+            tracing::warn!(%error, "the progress of a download is lost");
         }
     }
 }

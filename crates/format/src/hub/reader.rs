@@ -128,11 +128,11 @@ impl Reader {
         if linked.commit.as_ref().is_some_and(|commit| *commit != target.commit) {
             return Err(Some(Failure::new(Kind::Refused, "the server sends another commit than it listed")));
         }
-        if let (Some(found), Some(expected)) = (&linked.sha256, &target.sha256) {
-            if found != expected {
-                let what = format!("the server sends sha256 {found}, it listed {expected}");
-                return Err(Some(Failure::new(Kind::Refused, what)));
-            }
+        if let (Some(found), Some(expected)) = (&linked.sha256, &target.sha256)
+            && found != expected
+        {
+            let what = format!("the server sends sha256 {found}, it listed {expected}");
+            return Err(Some(Failure::new(Kind::Refused, what)));
         }
         if job.probe {
             job.probe = false;

@@ -36,11 +36,12 @@ pub struct Settings {
     /// PEM file of the certificates to trust instead of the built-in list (`SSL_CERT_FILE`,
     /// `REQUESTS_CA_BUNDLE`), for networks with their own authority.
     pub certificates: Option<PathBuf>,
-    /// Requests that run at the same time. At least 1.
+    /// Requests that run at the same time, 1 to 64.
     pub connections: usize,
     /// Bytes that one request asks for. At least 1.
     pub segment: u64,
-    /// How long a connection may stay silent (`HF_HUB_DOWNLOAD_TIMEOUT`, seconds).
+    /// How long a connection may stay silent (`HF_HUB_DOWNLOAD_TIMEOUT`, seconds). A host that cannot be
+    /// connected to within 10 seconds counts as not there, whatever this says.
     pub timeout: Duration,
     /// How often in a row a request may fail without a new byte before the download is given up.
     pub retries: u32,
