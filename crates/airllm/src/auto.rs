@@ -2,6 +2,7 @@
 
 use crate::engine::{Engine, Step};
 use crate::generate::Start;
+use crate::physics::Limits;
 use crate::{Answer, Builder, Cancel, ChatFormat, Error, Forecast, Generate, Generation, Result};
 use airllm_model::{Config, Want};
 use airllm_text::Tokenizer;
@@ -145,7 +146,10 @@ impl AutoModel {
             limit: self.limit,
             room: self.forecast.context,
             cancel: self.cancel.clone(),
-            hardware: self.forecast.hardware,
+            limits: Limits {
+                disk: self.forecast.disk_measured.then_some(self.forecast.hardware.disk),
+                memory: self.forecast.hardware.memory,
+            },
         })
     }
 

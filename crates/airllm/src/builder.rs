@@ -92,6 +92,15 @@ impl Default for Builder {
     }
 }
 
+/// Rates of this machine, and what follows from them.
+struct Measured {
+    hardware: Hardware,
+    /// False where the files were too small, and the rate of the disk is a stand-in.
+    disk: bool,
+    /// The better way to read these files.
+    mode: ReadMode,
+}
+
 /// Tokens of key/value cache a sequence where nothing else is said.
 const CACHE_TOKENS: usize = 4096;
 
@@ -308,9 +317,10 @@ impl Builder {
             None => checkpoint.files(),
         };
         let catalog = checkpoint.catalog(self.bits)?;
-        let (hardware, _) = self.measure(&files)?;
+        let measured = self.measure(&files)?;
         let want = self.want(checkpoint, &catalog);
-        let mut forecast = forecast(checkpoint.config(), &catalog, hardware, &want)?;
+        let mut forecast = forecast(checkpoint.config(), &catalog, measured.hardware, &want)?;
+        forecast.disk_measured = measured.disk;
         let fewer: Result<Vec<(Bits, Catalog)>> = [Bits::Q8, Bits::Q4]
             .into_iter()
             .map(|bits| Ok((bits, checkpoint.catalog(Some(bits))?)))
@@ -325,10 +335,11 @@ impl Builder {
         let config = checkpoint.config().clone();
         let catalog = prepared_catalog(&prepared, &config)?;
         let binding = bind(&config, &catalog)?;
-        let (hardware, mode) = self.measure(&prepared.shard_paths())?;
+        let measured = self.measure(&prepared.shard_paths())?;
         let want = self.want(checkpoint, &catalog);
-        let forecast = forecast(&config, &catalog, hardware, &want)?;
-        let source = FileSource::open(&prepared.shard_paths(), mode)?;
+        let mut forecast = forecast(&config, &catalog, measured.hardware, &want)?;
+        forecast.disk_measured = measured.disk;
+        let source = FileSource::open(&prepared.shard_paths(), measured.mode)?;
         let source = Arc::new(Stoppable::new(source, self.cancel.clone()));
         let options = Options {
             pinned: forecast.plan.pinned.clone(),
@@ -340,7 +351,8 @@ impl Builder {
         let engine: Box<dyn Engine> = match self.device {
             Device::Cpu => {
                 let device = Arc::new(Cpu::new(self.thread_count()));
-                let weights = Pipeline::start(device.clone(), source, catalog, &options)?;
+                let mut weights = Pipeline::start(device.clone(), source, catalog, &options)?;
+                weights.stop_when(self.cancel.shared());
                 let model = Model::new(device, config.clone(), binding, forecast.batch_tokens)?;
                 Box::new(Runner::new(model, weights))
             }
@@ -391,12 +403,13 @@ impl Builder {
     }
 
     /// The rates of disk and memory, and the better way to read these files.
-    fn measure(&self, files: &[PathBuf]) -> Result<(Hardware, ReadMode)> {
+    fn measure(&self, files: &[PathBuf]) -> Result<Measured> {
         let (disk, mode) = hardware::disk(files, self.readers)?;
         let memory = hardware::memory(self.thread_count(), self.ram.map_or(u64::MAX, |ram| ram / 4));
+        let measured = disk > 0.0;
         // Files too small to be timed are read about as fast as memory is copied.
-        let disk = if disk > 0.0 { disk } else { memory / 2.0 };
-        Ok((Hardware { disk, memory }, mode))
+        let disk = if measured { disk } else { memory / 2.0 };
+        Ok(Measured { hardware: Hardware { disk, memory }, disk: measured, mode })
     }
 
     fn want(&self, checkpoint: &Checkpoint, catalog: &Catalog) -> Want {

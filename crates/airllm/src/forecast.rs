@@ -19,6 +19,8 @@ pub struct Forecast {
     pub units: Vec<UnitNeed>,
     /// The rates that the plan counts with.
     pub hardware: Hardware,
+    /// False where the files are too small to be timed; the rate of the disk is a stand-in then.
+    pub disk_measured: bool,
     /// Tokens that the key/value cache holds.
     pub context: usize,
     /// The most tokens of a pass.
@@ -103,6 +105,7 @@ pub(crate) fn forecast(
                         plan,
                         units: need.units,
                         hardware,
+                        disk_measured: true,
                         context,
                         batch_tokens,
                         fixed,

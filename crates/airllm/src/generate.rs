@@ -1,8 +1,8 @@
 //! The loop that turns prompts into answers, one pass over the weights for all of them at a time.
 
 use crate::engine::{Engine, Step};
-use crate::physics::{Counters, LogitsHash, Stretch};
-use crate::{Cancel, Error, FinishReason, Generation, Hardware, Physics, Result, Sampler, Stops};
+use crate::physics::{Counters, Limits, LogitsHash, Stretch};
+use crate::{Cancel, Error, FinishReason, Generation, Physics, Result, Sampler, Stops};
 use airllm_model::Want;
 use airllm_text::{Detokenizer, Tokenizer};
 use std::collections::VecDeque;
@@ -70,7 +70,7 @@ pub struct Generate<'a> {
     /// Tokens of key/value cache that are not given to a sequence.
     room: usize,
     cancel: Cancel,
-    hardware: Hardware,
+    limits: Limits,
     pieces: VecDeque<Piece>,
     failed: bool,
     hash: LogitsHash,
@@ -94,7 +94,7 @@ pub(crate) struct Start<'a> {
     /// Tokens of key/value cache.
     pub(crate) room: usize,
     pub(crate) cancel: Cancel,
-    pub(crate) hardware: Hardware,
+    pub(crate) limits: Limits,
 }
 
 struct Row {
@@ -154,7 +154,7 @@ impl<'a> Generate<'a> {
             eos: if options.ignore_eos { Vec::new() } else { start.eos.to_vec() },
             room: start.room,
             cancel: start.cancel,
-            hardware: start.hardware,
+            limits: start.limits,
             pieces: VecDeque::new(),
             failed: false,
             hash: LogitsHash::default(),
@@ -177,7 +177,7 @@ impl<'a> Generate<'a> {
 
     /// What the run moved so far, how fast, and what held it back.
     pub fn physics(&self) -> Physics {
-        Physics::of(self.prompts, self.decode, &self.hardware, &self.hash)
+        Physics::of(self.prompts, self.decode, self.limits, &self.hash)
     }
 
     /// How long things took so far.

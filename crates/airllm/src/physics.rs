@@ -1,6 +1,6 @@
 //! What a run moved, how fast, and what held it back.
 
-use crate::{Hardware, Size};
+use crate::Size;
 use airllm_stream::plan::Lane;
 use serde::Serialize;
 use std::fmt;
@@ -42,10 +42,10 @@ pub struct LaneUse {
     pub bytes_per_token: f64,
     /// Bytes a second while the lane was measured.
     pub rate: f64,
-    /// The lane's measured limit in bytes a second; 0 where the files are too small to measure one.
-    pub limit: f64,
-    /// `rate / limit`; 0 without a limit.
-    pub share: f64,
+    /// The lane's measured limit in bytes a second; `None` where the files are too small to measure one.
+    pub limit: Option<f64>,
+    /// `rate / limit`.
+    pub share: Option<f64>,
 }
 
 impl fmt::Display for Physics {
@@ -54,8 +54,8 @@ impl fmt::Display for Physics {
         for (name, lane) in [("disk", self.disk), ("memory", self.memory)] {
             let rate = Size(lane.rate as u64);
             write!(f, " | {name} {}/token at {rate}/s", Size(lane.bytes_per_token as u64))?;
-            if lane.limit > 0.0 {
-                write!(f, " ({:.0} % of {}/s)", lane.share * 100.0, Size(lane.limit as u64))?;
+            if let (Some(share), Some(limit)) = (lane.share, lane.limit) {
+                write!(f, " ({:.0} % of {}/s)", share * 100.0, Size(limit as u64))?;
             }
         }
         write!(
@@ -79,6 +79,13 @@ impl fmt::Display for Number {
         };
         write!(f, "{:.decimals$}", self.0)
     }
+}
+
+/// Measured limits of the lanes, in bytes a second.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) disk: Option<f64>,
+    pub(crate) memory: f64,
 }
 
 /// Counters at one moment.
@@ -110,28 +117,32 @@ impl Stretch {
 }
 
 impl Physics {
-    pub(crate) fn of(prompts: Stretch, decode: Stretch, hardware: &Hardware, hash: &LogitsHash) -> Self {
+    pub(crate) fn of(prompts: Stretch, decode: Stretch, limits: Limits, hash: &LogitsHash) -> Self {
         let measured = if decode.tokens > 0 { decode } else { prompts };
         let seconds = measured.time.as_secs_f64();
         let per = |n: f64, d: f64| if d > 0.0 { n / d } else { 0.0 };
-        let lane = |stretch: fn(&Stretch) -> u64, limit: f64| {
+        let lane = |stretch: fn(&Stretch) -> u64, limit: Option<f64>| {
             let rate = per(stretch(&measured) as f64, seconds);
             LaneUse {
                 bytes: stretch(&prompts) + stretch(&decode),
                 bytes_per_token: per(stretch(&measured) as f64, measured.tokens as f64),
                 rate,
                 limit,
-                share: per(rate, limit),
+                share: limit.map(|limit| per(rate, limit)),
             }
         };
-        let disk = lane(|s| s.moved.read, hardware.disk);
-        let memory = lane(|s| s.moved.leased, hardware.memory);
+        let disk = lane(|s| s.moved.read, limits.disk);
+        let memory = lane(|s| s.moved.leased, Some(limits.memory));
         Physics {
             tokens_per_s: per(decode.tokens as f64, decode.time.as_secs_f64()),
             prompt_tokens_per_s: per(prompts.tokens as f64, prompts.time.as_secs_f64()),
             disk,
             memory,
-            bottleneck: if disk.share > memory.share { Lane::Disk } else { Lane::Memory },
+            bottleneck: if disk.share.unwrap_or(0.0) > memory.share.unwrap_or(0.0) {
+                Lane::Disk
+            } else {
+                Lane::Memory
+            },
             flops_per_s: per(measured.moved.flops as f64, seconds),
             waiting: per(measured.moved.wait_ns as f64 / 1e9, seconds).min(1.0),
             logits_hash: hash.hex(),
@@ -182,10 +193,10 @@ mod tests {
         let mut decode = Stretch::default();
         let after = Counters { read: 500, leased: 4000, wait_ns: 250_000_000, flops: 8 };
         decode.add(second, 2, Counters::default(), after);
-        let hardware = Hardware { disk: 1000.0, memory: 20_000.0 };
-        let physics = Physics::of(Stretch::default(), decode, &hardware, &LogitsHash::default());
+        let limits = Limits { disk: Some(1000.0), memory: 20_000.0 };
+        let physics = Physics::of(Stretch::default(), decode, limits, &LogitsHash::default());
         assert_eq!(physics.tokens_per_s, 2.0);
-        assert_eq!((physics.disk.share, physics.memory.share), (0.5, 0.2));
+        assert_eq!((physics.disk.share, physics.memory.share), (Some(0.5), Some(0.2)));
         assert_eq!((physics.disk.bytes_per_token, physics.waiting), (250.0, 0.25));
         assert_eq!((physics.bottleneck, physics.flops_per_s), (Lane::Disk, 8.0));
         let line = physics.to_string();

@@ -36,6 +36,10 @@ impl Cancel {
         &self.0
     }
 
+    pub(crate) fn shared(&self) -> Arc<AtomicBool> {
+        self.0.clone()
+    }
+
     pub(crate) fn check(&self) -> crate::Result<()> {
         if self.is_stopped() { Err(crate::Error::Interrupted) } else { Ok(()) }
     }

@@ -174,8 +174,9 @@ pub struct Prepare {
     /// Where to; the cache if not given
     #[arg(short, long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Delete the checkpoint's weights when the shards are written and verified
-    #[arg(long, requires = "out")]
+    /// Delete the checkpoint's weights when the shards are written and verified. Without --out the shards
+    /// then take their place in the checkpoint's own folder
+    #[arg(long)]
     pub delete_original: bool,
     #[command(flatten)]
     pub weights: Weights,

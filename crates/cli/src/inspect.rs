@@ -3,7 +3,7 @@
 use crate::args::{Common, Inspect};
 use crate::exit::{Failure, Result};
 use crate::progress::Bars;
-use crate::{model, output};
+use crate::{model, output, signal};
 use airllm::{Bits, Cancel, Checkpoint, Form, Size};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -54,8 +54,11 @@ pub fn run(common: &Common, args: &Inspect, cancel: &Cancel) -> Result<()> {
     let checkpoint = model::find(&builder, common, args.target.as_deref())?;
     let mut report = report(&checkpoint, args.tensors)?;
     if args.verify {
-        let shown = bars.clone();
-        checkpoint.verify(cancel, &move |progress| shown.show(progress))?;
+        let (shown, asked) = (bars.clone(), cancel.clone());
+        checkpoint.verify(cancel, &move |progress| {
+            signal::leave_if(&asked);
+            shown.show(progress);
+        })?;
         bars.clear();
         report.verified = Some(true);
     }

@@ -73,8 +73,11 @@ fn summary(forecast: &Forecast) -> String {
         (
             "measured",
             format!(
-                "disk {}/s, memory {}/s",
-                Size(forecast.hardware.disk as u64),
+                "disk {}, memory {}/s",
+                match forecast.disk_measured {
+                    true => format!("{}/s", Size(forecast.hardware.disk as u64)),
+                    false => "not measured (the files are small)".to_owned(),
+                },
                 Size(forecast.hardware.memory as u64)
             ),
         ),

@@ -1,38 +1,40 @@
 //! `airllm prepare`: writes shards.
 
 use crate::args::{Common, Prepare};
-use crate::exit::{Result, bad_input};
+use crate::exit::{Result, bad_input, usage};
 use crate::progress::Bars;
-use crate::{model, output};
-use airllm::{Cancel, Form, Size, delete_weights};
+use crate::{model, output, signal};
+use airllm::{Cancel, Checkpoint, Error, Form, Prepared, Repo, Size, delete_weights};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 pub fn run(common: &Common, args: &Prepare, cancel: &Cancel) -> Result<()> {
     let bars = Arc::new(Bars::new());
     let mut builder = model::weights(model::builder(common, cancel, &bars), &args.weights);
-    if let Some(out) = &args.out {
-        builder = builder.shards(out);
-    }
     let checkpoint = model::find(&builder, common, args.target.as_deref())?;
-    if let (Form::Prepared(_), Some(out)) = (checkpoint.form(), &args.out) {
-        return Err(bad_input(format!(
-            "{}: already prepared; {} can only be made from a checkpoint",
-            checkpoint.dir().display(),
-            out.display()
-        )));
+    match (&args.out, checkpoint.form()) {
+        (Some(out), Form::Prepared(_)) => {
+            return Err(bad_input(format!(
+                "{}: already prepared; {} can only be made from a checkpoint",
+                checkpoint.dir().display(),
+                out.display()
+            )));
+        }
+        (Some(out), _) => builder = builder.shards(out),
+        (None, Form::Published(_)) if args.delete_original && checkpoint.id().is_some() => {
+            return Err(usage(
+                "--delete-original of a downloaded model needs --out: name a folder for its shards",
+            ));
+        }
+        (None, Form::Published(repo)) if args.delete_original => builder = builder.shards(repo.dir()),
+        (None, _) => {}
     }
     let begin = Instant::now();
     // Asked for by name, every byte that is there already is checked, and mended where it is damaged.
     let prepared = builder.check_existing(true).prepare(&checkpoint)?;
     bars.clear();
-    let deleted = match (args.delete_original, checkpoint.into_form()) {
-        (true, Form::Published(repo)) => {
-            prepared.verify(&mut |_, _| {}).map_err(airllm::Error::from)?;
-            delete_weights(repo)?
-        }
-        _ => Vec::new(),
-    };
+    let deleted = if args.delete_original { delete(checkpoint, &prepared, cancel)? } else { Vec::new() };
     let manifest = prepared.manifest();
     let bytes = manifest.bytes();
     if common.json {
@@ -53,4 +55,24 @@ pub fn run(common: &Common, args: &Prepare, cancel: &Cancel) -> Result<()> {
         output::note(&format!("deleted {}", path.display()));
     }
     Ok(())
+}
+
+/// Deletes the weights that the shards were made from, after a look at every byte of the shards.
+fn delete(checkpoint: Checkpoint, prepared: &Prepared, cancel: &Cancel) -> Result<Vec<PathBuf>> {
+    let repo = match checkpoint.into_form() {
+        Form::Published(repo) => repo,
+        // A run that was interrupted before the deletion may have left both in one folder.
+        _ => match Repo::open(prepared.dir()) {
+            Ok(repo) => repo,
+            Err(_) => return Ok(Vec::new()),
+        },
+    };
+    if repo.fingerprint().map_err(Error::from)? != prepared.manifest().source.fingerprint {
+        return Err(bad_input(format!(
+            "{}: these weights are not those that the shards were made from; they are left alone",
+            repo.dir().display()
+        )));
+    }
+    prepared.verify(&mut |_, _| signal::leave_if(cancel)).map_err(Error::from)?;
+    Ok(delete_weights(repo)?)
 }

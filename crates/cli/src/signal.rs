@@ -20,3 +20,10 @@ pub fn cancel_on_interrupt() -> Cancel {
     }
     cancel
 }
+
+/// Ends the process if that was asked for. Only for work that reads: there is nothing to put in order.
+pub fn leave_if(cancel: &Cancel) {
+    if cancel.is_stopped() {
+        std::process::exit(i32::from(crate::exit::INTERRUPTED));
+    }
+}

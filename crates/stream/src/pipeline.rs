@@ -22,7 +22,7 @@ use airllm_format::LayerSource;
 use airllm_kernels::Memory;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 /// Consecutive rows of one tensor, where the device can read them.
@@ -106,6 +106,7 @@ pub struct Pipeline<M: Memory> {
     /// Index into the catalog's pass.
     entry: usize,
     failure: Option<Error>,
+    stop: Arc<AtomicBool>,
     stats: Stats,
 }
 
@@ -156,6 +157,7 @@ impl<M: Memory> Pipeline<M> {
             pass: 0,
             entry: 0,
             failure: None,
+            stop: Arc::default(),
             stats: Stats::default(),
         };
         pipeline.load_gathered(&options.pinned)?;
@@ -193,6 +195,9 @@ impl<M: Memory> Pipeline<M> {
                 return Err(Error::Catalog(format!("{} was cut badly", name(&shared.catalog, id))).into());
             };
             let part = parts[index];
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::Stopped.into());
+            }
             self.acquire(stripe)?;
             self.lend(stripe, part, row_bytes, &mut f)?;
             done += part.count;
@@ -203,6 +208,12 @@ impl<M: Memory> Pipeline<M> {
         }
         self.advance();
         Ok(())
+    }
+
+    /// From now on, [`rows`](Self::rows) fails with [`Error::Stopped`] at the next stripe once `stop` is
+    /// set: a pass over a large model takes long, and a user who wants it to end does not wait.
+    pub fn stop_when(&mut self, stop: Arc<AtomicBool>) {
+        self.stop = stop;
     }
 
     /// Passes over the next tensor without leasing it.
