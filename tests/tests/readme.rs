@@ -74,7 +74,8 @@ fn environment_variables_are_those_of_the_help() {
 fn every_command_in_the_readme_is_one() {
     let readme = readme();
     let mut count = 0;
-    for line in readme.lines() {
+    let blocks = readme.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap());
+    for line in blocks.flat_map(str::lines) {
         let line = line.trim().replace("cargo run --release -- ", "airllm ");
         let Some(command) = line.strip_prefix("airllm ") else { continue };
         let words = words(command);

@@ -13,12 +13,8 @@ pub fn run(root: &Path, no_tests: bool) -> Result<()> {
         Step::cargo("clippy", "clippy --workspace --all-targets -- -D warnings", &[]),
         Step { name: "tidy", run: Box::new(tidy::run) },
         Step::cargo("docs", "doc --workspace --no-deps --lib", &[("RUSTDOCFLAGS", "-D warnings")]),
-        // Loom replaces the ring's locks and explores every interleaving; all is compiled anew for that.
-        Step::cargo(
-            "loom",
-            "test --package airllm-stream --lib --target-dir target/loom",
-            &[("RUSTFLAGS", "--cfg loom")],
-        ),
+        // Loom exchanges the ring's locks for its own and explores every interleaving.
+        Step::cargo("loom", "test --package airllm-stream --lib --features loom", &[]),
         // xtask is not among the default members, so a plain `cargo test` leaves it out.
         Step::cargo("tests of xtask", "test --package xtask", &[]),
     ];
