@@ -217,15 +217,16 @@ fn score<S: Simd>(simd: S, q: &[Eight], k: Cached<'_>, len: usize, scores: &mut 
                 scores[row * stride + j..][..here].copy_from_slice(&sums[..here]);
             };
             if rows - row >= TOKENS {
-                let zero = [[simd.zero(); TOKENS]; ROWS];
-                let sums = tile(simd, keys, [q(row), q(row + 1), q(row + 2)], zero);
+                let mut sums = [[simd.zero(); TOKENS]; ROWS];
+                tile(simd, keys, [q(row), q(row + 1), q(row + 2)], &mut sums);
                 for t in 0..TOKENS {
-                    keep(row + t, simd.sum4(std::array::from_fn(|r| sums[r][t])));
+                    keep(row + t, simd.sum4([sums[0][t], sums[1][t], sums[2][t], sums[3][t]]));
                 }
                 row += TOKENS;
             } else {
-                let sums = tile(simd, keys, [q(row)], [[simd.zero()]; ROWS]);
-                keep(row, simd.sum4(sums.map(|[sum]| sum)));
+                let mut sums = [[simd.zero()]; ROWS];
+                tile(simd, keys, [q(row)], &mut sums);
+                keep(row, simd.sum4([sums[0][0], sums[1][0], sums[2][0], sums[3][0]]));
                 row += 1;
             }
         }

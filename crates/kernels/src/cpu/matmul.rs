@@ -8,7 +8,7 @@
 
 use super::Cpu;
 use super::lines::Borrowed;
-use super::packed::{Packed, Row, STEP, steps};
+use super::packed::{Packed, Row, STEP, scale, scale_vectors};
 use super::simd::{Eight, Job, Simd};
 use super::tile::{ROWS, TOKENS, tile};
 use crate::{Columns, Matrix, Result};
@@ -66,11 +66,11 @@ fn one_token<P: Packed>(cpu: &Cpu, w: &[u8], x: &[f32], y: &mut [f32]) -> Result
     let row_bytes = P::FORMAT.row_bytes(cols);
     let piece = (PIECE_BYTES / row_bytes).next_multiple_of(ROWS).max(ROWS);
     let hands = cpu.pool.hands(2 * (y.len() as u64) * (cols as u64));
-    let mut scales = cpu.shelf.take_each(hands, (ROWS * steps(cols)).div_ceil(8))?;
+    let mut scales = cpu.shelf.take_each(hands, ROWS * scale_vectors::<P>(cols))?;
     let pieces = w.chunks(piece * row_bytes).zip(y.chunks_mut(piece));
     cpu.pool.share(&mut scales, pieces, |scales, pieces| {
         for (w, y) in pieces {
-            let scales = scales.as_flattened_mut();
+            let scales = &mut scales[..];
             cpu.level.run(OneToken::<P> { w, row_bytes, cols, x, y, scales, format: PhantomData });
         }
     });
@@ -84,7 +84,7 @@ struct OneToken<'a, P> {
     cols: usize,
     x: &'a [Eight],
     y: &'a mut [f32],
-    scales: &'a mut [f32],
+    scales: &'a mut [Eight],
     format: PhantomData<P>,
 }
 
@@ -98,12 +98,13 @@ impl<P: Packed> Job for OneToken<'_, P> {
             let rows = |r: usize| Row::<P>::new(&w[r * row_bytes..][..row_bytes], cols);
             match y {
                 [a, b, c, d] => {
-                    let sums = dots(simd, [rows(0), rows(1), rows(2), rows(3)], cols, x, scales);
+                    let four = [rows(0), rows(1), rows(2), rows(3)];
+                    let sums = dots(simd, four, cols, x, scales, w);
                     [*a, *b, *c, *d] = simd.sum4(sums);
                 }
                 _ => {
                     for (r, y) in y.iter_mut().enumerate() {
-                        let [sum] = dots(simd, [rows(r)], cols, x, scales);
+                        let [sum] = dots(simd, [rows(r)], cols, x, scales, &[]);
                         *y = simd.sum(sum);
                     }
                 }
@@ -112,30 +113,39 @@ impl<P: Packed> Job for OneToken<'_, P> {
     }
 }
 
-/// The running sums of `R` rows times one token.
+/// The running sums of `R` rows times one token. `w` are the bytes of these rows; as many that follow
+/// them are fetched meanwhile, for rows are too short for the processor to see where reading goes.
 #[inline(always)]
 fn dots<S: Simd, P: Packed, const R: usize>(
     simd: S,
     rows: [Row<'_, P>; R],
     cols: usize,
     x: &[Eight],
-    scales: &mut [f32],
+    scales: &mut [Eight],
+    w: &[u8],
 ) -> [S::V; R] {
-    let all = steps(cols);
-    for (row, scales) in rows.iter().zip(scales.chunks_mut(all)) {
-        row.scales(simd, 0, scales);
+    let vectors = scale_vectors::<P>(cols);
+    for r in 0..R {
+        rows[r].scales(simd, 0, &mut scales[r * vectors..][..vectors]);
     }
     let whole = cols / STEP;
-    let scales: [&[f32]; R] = std::array::from_fn(|r| &scales[r * all..][..all]);
+    let scales: [&[Eight]; R] = std::array::from_fn(|r| &scales[r * vectors..][..vectors]);
     let blocks: [&[P::Block]; R] = std::array::from_fn(|r| &rows[r].blocks[..whole]);
     let (steps_of_x, rest_of_x) = x.as_chunks::<4>();
     let steps_of_x = &steps_of_x[..whole];
 
     let mut sums = [simd.zero(); R];
+    let mut ahead = w.len();
+    let pace = w.len() / whole.max(1);
     for i in 0..whole {
-        let x = steps_of_x[i].map(|x| simd.load(&x));
+        for line in 0..(R * size_of::<P::Block>()).div_ceil(64) + usize::from(P::QUANTISED) {
+            simd.prefetch(w, ahead + 64 * line);
+        }
+        ahead += pace;
+        let x = &steps_of_x[i];
+        let x = [simd.load(&x[0]), simd.load(&x[1]), simd.load(&x[2]), simd.load(&x[3])];
         for r in 0..R {
-            let w = P::widen(simd, &blocks[r][i], scales[r][i]);
+            let w = P::widen(simd, &blocks[r][i], scale::<P>(scales[r], i));
             for v in 0..4 {
                 sums[r] = simd.mul_add(w[v], x[v], sums[r]);
             }
@@ -145,7 +155,7 @@ fn dots<S: Simd, P: Packed, const R: usize>(
         // A rest of 25 to 31 columns fills a step of x as well.
         let rest_of_x = if rest_of_x.is_empty() { &x[whole * 4..] } else { rest_of_x };
         for r in 0..R {
-            for (w, x) in rows[r].tail(simd, scales[r][whole]).iter().zip(rest_of_x) {
+            for (w, x) in rows[r].tail(simd, scale::<P>(scales[r], whole)).iter().zip(rest_of_x) {
                 sums[r] = simd.mul_add(simd.load(w), simd.load(x), sums[r]);
             }
         }
@@ -184,7 +194,7 @@ fn batch<'y, P: Packed>(
 }
 
 /// Vectors of scratch before the sums: a block of four rows, and the scales of its steps.
-const SCRATCH: usize = ROWS * BLOCK + BLOCK / 8;
+const SCRATCH: usize = ROWS * BLOCK + BLOCK / 32;
 
 /// At most `PIECE` rows times all tokens of the panel.
 fn piece<P: Packed>(
@@ -207,8 +217,8 @@ fn piece<P: Packed>(
         for (w, sums) in w.chunks(ROWS * row_bytes).zip(sums.chunks_mut(ROWS * tokens)) {
             let mut rows = 0;
             for (w, wide) in w.chunks(row_bytes).zip(wide.chunks_mut(width)) {
-                let scales = scales.as_flattened_mut();
                 let row = Row::<P>::new(w, cols);
+                let scales = &mut scales[..];
                 cpu.level.run(Widen { row, cols, first: first / 4, wide, scales });
                 rows += 1;
             }
@@ -224,8 +234,8 @@ pub(crate) struct Widen<'a, P: Packed> {
     pub(crate) cols: usize,
     pub(crate) first: usize,
     pub(crate) wide: &'a mut [Eight],
-    /// Working memory, one number a step.
-    pub(crate) scales: &'a mut [f32],
+    /// Working memory for the scales.
+    pub(crate) scales: &'a mut [Eight],
 }
 
 impl<P: Packed> Job for Widen<'_, P> {
@@ -234,20 +244,21 @@ impl<P: Packed> Job for Widen<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Widen { row, cols, first, wide, scales } = self;
-        let scales = &mut scales[..wide.len().div_ceil(4)];
+        let steps = wide.len().div_ceil(4);
         row.scales(simd, first, scales);
         let blocks = &row.blocks[first.min(row.blocks.len())..];
         let (whole, rest) = wide.as_chunks_mut::<4>();
-        for ((wide, block), &scale) in whole.iter_mut().zip(blocks).zip(&*scales) {
-            for (wide, v) in wide.iter_mut().zip(P::widen(simd, block, scale)) {
-                simd.store(v, wide);
+        for (i, (wide, block)) in whole.iter_mut().zip(blocks).enumerate() {
+            let vectors = P::widen(simd, block, scale::<P>(scales, i));
+            for v in 0..4 {
+                simd.store(vectors[v], &mut wide[v]);
             }
         }
         // The tail lies in this block if the row ends in it.
         let tail = cols / STEP - first;
-        if cols % STEP != 0 && tail < scales.len() {
+        if cols % STEP != 0 && tail < steps {
             let rest = if rest.is_empty() { &mut whole[tail][..] } else { rest };
-            for (to, from) in rest.iter_mut().zip(row.tail(simd, scales[tail])) {
+            for (to, from) in rest.iter_mut().zip(row.tail(simd, scale::<P>(scales, tail))) {
                 *to = from;
             }
         }
@@ -274,24 +285,19 @@ impl Job for Tiles<'_> {
         let mut t = 0;
         while t < tokens {
             let token = |i: usize| &x[(t + i) * width..][..width];
-            let here = TOKENS.min(tokens - t);
-            match (rows, here) {
-                (ROWS, TOKENS) => {
-                    let w = [row(0), row(1), row(2), row(3)];
-                    add_tile(simd, w, [token(0), token(1), token(2)], sums, tokens, t);
-                }
-                (ROWS, _) => {
-                    let w = [row(0), row(1), row(2), row(3)];
-                    (0..here).for_each(|i| add_tile(simd, w, [token(i)], sums, tokens, t + i));
-                }
-                (_, TOKENS) => {
+            let here = if tokens - t >= TOKENS { TOKENS } else { 1 };
+            if rows == ROWS {
+                let w = [row(0), row(1), row(2), row(3)];
+                if here == TOKENS {
                     let x = [token(0), token(1), token(2)];
-                    let sums = sums.chunks_mut(tokens);
-                    (0..rows).zip(sums).for_each(|(r, s)| add_tile(simd, [row(r)], x, s, tokens, t));
+                    add_tile(simd, w, x, sums, tokens, t);
+                } else {
+                    add_tile(simd, w, [token(0)], sums, tokens, t);
                 }
-                _ => {
-                    for (r, sums) in (0..rows).zip(sums.chunks_mut(tokens)) {
-                        (0..here).for_each(|i| add_tile(simd, [row(r)], [token(i)], sums, tokens, t + i));
+            } else {
+                for (r, sums) in (0..rows).zip(sums.chunks_mut(tokens)) {
+                    for i in 0..here {
+                        add_tile(simd, [row(r)], [token(i)], sums, tokens, t + i);
                     }
                 }
             }
@@ -310,11 +316,16 @@ fn add_tile<S: Simd, const R: usize, const T: usize>(
     tokens: usize,
     t: usize,
 ) {
-    let start = std::array::from_fn(|r| std::array::from_fn(|i| simd.load(&sums[r * tokens + t + i])));
-    let end = tile(simd, w, x, start);
-    for (r, end) in end.into_iter().enumerate() {
-        for (i, end) in end.into_iter().enumerate() {
-            simd.store(end, &mut sums[r * tokens + t + i]);
+    let mut tile_sums = [[simd.zero(); T]; R];
+    for r in 0..R {
+        for i in 0..T {
+            tile_sums[r][i] = simd.load(&sums[r * tokens + t + i]);
+        }
+    }
+    tile(simd, w, x, &mut tile_sums);
+    for r in 0..R {
+        for i in 0..T {
+            simd.store(tile_sums[r][i], &mut sums[r * tokens + t + i]);
         }
     }
 }
@@ -333,7 +344,10 @@ impl Job for Finish<'_, '_> {
         let tokens = self.y.len();
         for (r, sums) in self.sums.chunks(tokens).enumerate() {
             for (y, sums) in self.y.chunks_mut(4).zip(sums.chunks(4)) {
-                let lanes = std::array::from_fn(|i| sums.get(i).map_or(simd.zero(), |s| simd.load(s)));
+                let mut lanes = [simd.zero(); 4];
+                for (i, sums) in sums.iter().enumerate() {
+                    lanes[i] = simd.load(sums);
+                }
                 for (y, sum) in y.iter_mut().zip(simd.sum4(lanes)) {
                     if let Some(y) = y.get_mut(r) {
                         *y = sum;

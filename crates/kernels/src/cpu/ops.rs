@@ -163,13 +163,12 @@ impl Cpu {
 /// Widens rows to f32.
 fn decode<P: Packed>(cpu: &Cpu, data: &[u8], cols: usize, y: &mut [f32]) -> Result<()> {
     let vectors = cols.div_ceil(8);
-    let steps = packed::steps(cols);
-    let mut scratch = cpu.shelf.take(vectors + steps.div_ceil(8))?;
+    let mut scratch = cpu.shelf.take(vectors + packed::scale_vectors::<P>(cols))?;
     let (wide, scales) = scratch.split_at_mut(vectors);
     for (w, y) in data.chunks(P::FORMAT.row_bytes(cols)).zip(y.chunks_mut(cols)) {
         let row = Row::<P>::new(w, cols);
-        let scales = &mut scales.as_flattened_mut()[..steps];
-        cpu.level.run(Widen { row, cols, first: 0, wide: &mut wide[..], scales });
+        let (wide, scales) = (&mut wide[..], &mut scales[..]);
+        cpu.level.run(Widen { row, cols, first: 0, wide, scales });
         y.copy_from_slice(&wide.as_flattened()[..cols]);
     }
     Ok(())

@@ -11,6 +11,11 @@ pub(crate) const STEP: usize = 32;
 /// How a format packs `STEP` weights.
 pub(crate) trait Packed: Copy + Send + Sync + 'static {
     const FORMAT: NumFormat;
+    // Constants, because the format's functions may be calls in code that has no time for calls.
+    const QUANTISED: bool = Self::FORMAT.is_quantised();
+    const GROUP: usize = Self::FORMAT.group();
+    /// Steps that share a scale.
+    const STEPS: usize = if Self::QUANTISED { Self::GROUP / STEP } else { usize::MAX };
     /// Bytes of one step.
     type Block: Copy + AsRef<[u8]> + AsMut<[u8]> + 'static;
     const ZERO: Self::Block;
@@ -43,22 +48,41 @@ macro_rules! packed {
     };
 }
 
-packed!(F32, F32, 128, |simd, block, _scale| quarters::<128, 32>(block).map(|q| simd.from_f32(q)));
-packed!(F16, F16, 64, |simd, block, _scale| quarters::<64, 16>(block).map(|q| simd.from_f16(q)));
-packed!(Bf16, Bf16, 64, |simd, block, _scale| quarters::<64, 16>(block).map(|q| simd.from_bf16(q)));
+packed!(F32, F32, 128, |simd, block, _scale| {
+    let [a, b, c, d] = quarters(block);
+    [simd.from_f32(a), simd.from_f32(b), simd.from_f32(c), simd.from_f32(d)]
+});
+packed!(F16, F16, 64, |simd, block, _scale| {
+    let [a, b, c, d] = quarters(block);
+    [simd.from_f16(a), simd.from_f16(b), simd.from_f16(c), simd.from_f16(d)]
+});
+packed!(Bf16, Bf16, 64, |simd, block, _scale| {
+    let [a, b, c, d] = quarters(block);
+    [simd.from_bf16(a), simd.from_bf16(b), simd.from_bf16(c), simd.from_bf16(d)]
+});
 packed!(Q8, Q8, 32, |simd, block, scale| {
     let scale = simd.splat(scale);
-    quarters::<32, 8>(block).map(|q| simd.mul(simd.from_i8(q), scale))
+    let [a, b, c, d] = quarters(block);
+    [
+        simd.mul(simd.from_i8(a), scale),
+        simd.mul(simd.from_i8(b), scale),
+        simd.mul(simd.from_i8(c), scale),
+        simd.mul(simd.from_i8(d), scale),
+    ]
 });
 packed!(Q4, Q4, 16, |simd, block, scale| {
+    // Exact: code · scale has at most 15 bits, and so has the sum.
     let zero = simd.splat(-8.0 * scale);
     let scale = simd.splat(scale);
-    // Exact: code · scale has at most 15 bits, and so has the sum.
-    let value = |code| simd.mul_add(code, scale, zero);
     let [first, second] = halves(block);
     let (a, c) = simd.from_nibbles(first);
     let (b, d) = simd.from_nibbles(second);
-    [value(a), value(b), value(c), value(d)]
+    [
+        simd.mul_add(a, scale, zero),
+        simd.mul_add(b, scale, zero),
+        simd.mul_add(c, scale, zero),
+        simd.mul_add(d, scale, zero),
+    ]
 });
 
 /// One row of a matrix.
@@ -77,30 +101,26 @@ impl<'a, P: Packed> Row<'a, P> {
     /// Takes a row apart. `bytes` must be `row_bytes(cols)` long; a shorter row reads as zeros.
     #[inline(always)]
     pub(crate) fn new(bytes: &'a [u8], cols: usize) -> Self {
-        let (codes, scales) = bytes.split_at(P::FORMAT.code_bytes(cols).min(bytes.len()));
+        let code_bytes = cols.div_ceil(P::GROUP) * P::GROUP * size_of::<P::Block>() / STEP;
+        let (codes, scales) = bytes.split_at(code_bytes.min(bytes.len()));
         let whole = (cols / STEP * size_of::<P::Block>()).min(codes.len());
         let (blocks, rest) = codes.split_at(whole);
-        let scales = if P::FORMAT.is_quantised() { scales } else { &[] };
+        let scales = if P::QUANTISED { scales } else { &[] };
         Row { blocks: P::blocks(blocks), rest, scales, cols }
     }
 
-    /// Widens the scales of the groups to one f32 a step, from step `first` on; 1 for plain formats.
+    /// Widens the scales of the groups to f32, from the group of step `first` on. Plain formats have none.
     #[inline(always)]
-    pub(crate) fn scales<S: Simd>(&self, simd: S, first: usize, to: &mut [f32]) {
-        if !P::FORMAT.is_quantised() {
-            to.fill(1.0);
-            return;
+    pub(crate) fn scales<S: Simd>(&self, simd: S, first: usize, to: &mut [Eight]) {
+        let groups = self.scales.get(first / P::STEPS * 2..).unwrap_or(&[]);
+        let (whole, rest) = groups.as_chunks::<16>();
+        for (to, from) in to.iter_mut().zip(whole) {
+            simd.store(simd.from_f16(from), to);
         }
-        let steps = P::FORMAT.group() / STEP;
-        let groups = self.scales.get(first / steps * 2..).unwrap_or(&[]);
-        for (to, from) in to.chunks_mut(8 * steps).zip(groups.chunks(16)) {
+        if let Some(to) = to.get_mut(whole.len()) {
             let mut eight = [0u8; 16];
-            eight[..from.len()].copy_from_slice(from);
-            let mut wide = [0f32; 8];
-            simd.store(simd.from_f16(&eight), &mut wide);
-            for (to, wide) in to.chunks_mut(steps).zip(wide) {
-                to.fill(wide);
-            }
+            eight[..rest.len()].copy_from_slice(rest);
+            simd.store(simd.from_f16(&eight), to);
         }
     }
 
@@ -111,17 +131,24 @@ impl<'a, P: Packed> Row<'a, P> {
         let there = self.rest.len().min(block.as_ref().len());
         block.as_mut()[..there].copy_from_slice(&self.rest[..there]);
         let mut wide = [[0f32; 8]; 4];
-        for (to, v) in wide.iter_mut().zip(P::widen(simd, &block, scale)) {
-            simd.store(v, to);
+        let vectors = P::widen(simd, &block, scale);
+        for v in 0..4 {
+            simd.store(vectors[v], &mut wide[v]);
         }
         wide.as_flattened_mut()[self.cols % STEP..].fill(0.0);
         wide
     }
 }
 
-/// Steps of a row that starts at step 0, the last one perhaps not full.
-pub(crate) const fn steps(cols: usize) -> usize {
-    cols.div_ceil(STEP)
+/// Vectors that hold the scales of a row of `cols` columns.
+pub(crate) const fn scale_vectors<P: Packed>(cols: usize) -> usize {
+    if P::QUANTISED { cols.div_ceil(P::GROUP).div_ceil(8) } else { 0 }
+}
+
+/// The scale of a step, from what [`Row::scales`] gave; 1 for plain formats.
+#[inline(always)]
+pub(crate) fn scale<P: Packed>(scales: &[Eight], step: usize) -> f32 {
+    if P::QUANTISED { scales.as_flattened()[step / P::STEPS] } else { 1.0 }
 }
 
 #[inline(always)]

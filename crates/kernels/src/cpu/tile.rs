@@ -13,19 +13,24 @@ pub(crate) fn tile<S: Simd, const R: usize, const T: usize>(
     simd: S,
     w: [&[Eight]; R],
     x: [&[Eight]; T],
-    mut sums: [[S::V; T]; R],
-) -> [[S::V; T]; R] {
+    sums: &mut [[S::V; T]; R],
+) {
     let width = w[0].len();
+    // Said once, so that the loop needs no checks.
     let w = w.map(|w| &w[..width]);
     let x = x.map(|x| &x[..width]);
+    let mut running = *sums;
     for v in 0..width {
-        let x = x.map(|x| simd.load(&x[v]));
+        let mut vectors = [simd.zero(); T];
+        for t in 0..T {
+            vectors[t] = simd.load(&x[t][v]);
+        }
         for r in 0..R {
             let w = simd.load(&w[r][v]);
             for t in 0..T {
-                sums[r][t] = simd.mul_add(w, x[t], sums[r][t]);
+                running[r][t] = simd.mul_add(w, vectors[t], running[r][t]);
             }
         }
     }
-    sums
+    *sums = running;
 }

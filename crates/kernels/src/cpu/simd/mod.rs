@@ -19,7 +19,8 @@ pub(crate) use portable::Portable;
 pub(crate) type Eight = [f32; 8];
 
 /// A kernel: code over any [`Simd`]. `run` must be `#[inline(always)]`, and so must everything it calls
-/// that handles vectors, so that all of it is compiled for the instructions it is entered with.
+/// that handles vectors, so that all of it is compiled for the instructions it is entered with. Closures
+/// and `array::map` are functions of their own: they must not handle vectors.
 pub(crate) trait Job {
     type Out;
     fn run<S: Simd>(self, simd: S) -> Self::Out;
