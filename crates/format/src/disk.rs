@@ -114,6 +114,7 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
 
 /// Reads a file from start to end in large blocks, leaving the page cache as it was.
 pub(crate) fn read_through(path: &Path, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<u64> {
+    // The page cache drops whole folios only, and they have up to 2 MiB.
     const BLOCK: usize = 4 << 20;
     let (file, len) = open_file(path)?;
     advise(&file, 0, 0, Advice::Sequential);
@@ -134,7 +135,6 @@ pub(crate) fn read_through(path: &Path, mut each: impl FnMut(&[u8]) -> Result<()
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Advice {
     Sequential,
-    WillNeed,
     DontNeed,
 }
 
@@ -143,7 +143,6 @@ pub(crate) enum Advice {
 pub(crate) fn advise(file: &File, offset: u64, len: u64, advice: Advice) {
     let advice = match advice {
         Advice::Sequential => rustix::fs::Advice::Sequential,
-        Advice::WillNeed => rustix::fs::Advice::WillNeed,
         Advice::DontNeed => rustix::fs::Advice::DontNeed,
     };
     let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), advice);

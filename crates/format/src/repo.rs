@@ -214,14 +214,12 @@ impl Repo {
             t.info.shape.iter().for_each(|&d| add(&(d as u64).to_le_bytes()));
             add(&t.info.start.to_le_bytes());
             let len = t.info.bytes;
-            let ranges = if whole || len <= 3 * SAMPLE {
-                vec![0..len]
-            } else {
-                [0, (len - SAMPLE) / 2, len - SAMPLE].map(|from| from..from + SAMPLE).to_vec()
-            };
-            for range in ranges {
-                buf.resize((range.end - range.start) as usize, 0);
-                self.read(&t.info.name, range, &mut buf)?;
+            let starts = [0, len.saturating_sub(SAMPLE) / 2, len.saturating_sub(SAMPLE)];
+            let (starts, sample) =
+                if whole || len <= 3 * SAMPLE { (&starts[..1], len) } else { (&starts[..], SAMPLE) };
+            for &from in starts {
+                buf.resize(sample as usize, 0);
+                self.read(&t.info.name, from..from + sample, &mut buf)?;
                 add(&buf);
             }
         }
@@ -279,7 +277,7 @@ impl Weights {
         if let Some((index, path)) = index {
             check_index(index, path, &paths, &headers)?;
         }
-        let source = FileSource::open(&paths, ReadMode::Direct)?;
+        let source = FileSource::open(&paths, ReadMode::Buffered)?;
         Ok(Self { paths, source, headers, tensors })
     }
 }

@@ -9,10 +9,9 @@ use std::collections::HashSet;
 impl Manifest {
     /// Checks names, shapes, offsets and sizes against each other; the error says what is wrong.
     pub(super) fn check(&self) -> Result<(), String> {
-        for (name, value) in [
-            ("config", Some(&self.config)),
-            ("generation_config", self.generation_config.as_ref()),
-        ] {
+        for (name, value) in
+            [("config", Some(&self.config)), ("generation_config", self.generation_config.as_ref())]
+        {
             if let Some(value) = value.filter(|v| !v.is_object()) {
                 return Err(format!("`{name}` is {}, expected an object", kind(value)));
             }
@@ -24,11 +23,7 @@ impl Manifest {
             return Err("there are no shards".to_owned());
         }
         let (mut files, mut units) = (HashSet::from([MANIFEST]), HashSet::new());
-        let names = self
-            .shards
-            .iter()
-            .map(|s| &s.file)
-            .chain(self.files.iter().map(|f| &f.file));
+        let names = self.shards.iter().map(|s| &s.file).chain(self.files.iter().map(|f| &f.file));
         for name in names {
             if !is_plain_name(name) || name.starts_with('.') {
                 return Err(format!("{name:?} is not a plain file name"));
@@ -50,10 +45,7 @@ impl Manifest {
             check_shard(shard).map_err(|what| format!("shard `{}`: {what}", shard.unit))?;
         }
         match self.files.iter().find(|f| !is_hex128(&f.xxh3)) {
-            Some(file) => Err(format!(
-                "{:?}: xxh3 {:?} is not 32 hexadecimal digits",
-                file.file, file.xxh3
-            )),
+            Some(file) => Err(format!("{:?}: xxh3 {:?} is not 32 hexadecimal digits", file.file, file.xxh3)),
             None => Ok(()),
         }
     }
@@ -71,17 +63,11 @@ fn is_hex128(text: &str) -> bool {
 }
 
 fn check_shard(shard: &ShardEntry) -> Result<(), String> {
-    if shard.bytes % ALIGNMENT != 0 {
-        return Err(format!(
-            "its length {} is not a multiple of {ALIGNMENT}",
-            shard.bytes
-        ));
+    if !shard.bytes.is_multiple_of(ALIGNMENT) {
+        return Err(format!("its length {} is not a multiple of {ALIGNMENT}", shard.bytes));
     }
     if !is_hex128(&shard.xxh3) {
-        return Err(format!(
-            "xxh3 {:?} is not 32 hexadecimal digits",
-            shard.xxh3
-        ));
+        return Err(format!("xxh3 {:?} is not 32 hexadecimal digits", shard.xxh3));
     }
     if shard.tensors.is_empty() {
         return Err("it has no tensors".to_owned());
@@ -104,10 +90,7 @@ fn check_tensor(tensor: &TensorEntry, from: u64, file_len: u64) -> Result<u64, S
         return Err("this name is not for a weight".to_owned());
     }
     let geometry = Geometry::of(tensor.format, &tensor.shape).ok_or_else(|| {
-        format!(
-            "it cannot have shape {:?}: [d] or [rows, cols] is needed, 1 to 2^28 each",
-            tensor.shape
-        )
+        format!("it cannot have shape {:?}: [d] or [rows, cols] is needed, 1 to 2^28 each", tensor.shape)
     })?;
     if tensor.bytes != geometry.bytes {
         return Err(format!(
@@ -115,27 +98,18 @@ fn check_tensor(tensor: &TensorEntry, from: u64, file_len: u64) -> Result<u64, S
             tensor.shape, tensor.format, geometry.bytes, tensor.bytes
         ));
     }
-    if tensor.offset % TENSOR_ALIGNMENT != 0 || tensor.offset < from {
+    if !tensor.offset.is_multiple_of(TENSOR_ALIGNMENT) || tensor.offset < from {
         return Err(format!(
             "offset {} is not a multiple of {TENSOR_ALIGNMENT} from {from} on",
             tensor.offset
         ));
     }
-    let end = tensor
-        .offset
-        .checked_add(tensor.bytes)
-        .filter(|&end| end <= file_len);
+    let end = tensor.offset.checked_add(tensor.bytes).filter(|&end| end <= file_len);
     let end = end.ok_or_else(|| {
-        format!(
-            "{} bytes at {} end behind the file's {file_len}",
-            tensor.bytes, tensor.offset
-        )
+        format!("{} bytes at {} end behind the file's {file_len}", tensor.bytes, tensor.offset)
     })?;
     if parse_checksum(&tensor.checksum).is_none() {
-        return Err(format!(
-            "checksum {:?} is not 16 hexadecimal digits",
-            tensor.checksum
-        ));
+        return Err(format!("checksum {:?} is not 16 hexadecimal digits", tensor.checksum));
     }
     Ok(end)
 }

@@ -115,7 +115,7 @@ impl<S: LayerSource> FaultSource<S> {
             z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
             z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
             z ^= z >> 31;
-            if z % 5 == 0 {
+            if z.is_multiple_of(5) {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             let step = (z >> 8) as usize % part.len() + 1;
@@ -159,7 +159,7 @@ impl<S: LayerSource> LayerSource for FaultSource<S> {
 
     fn read_at(&self, file: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
         let number = self.reads.fetch_add(1, Ordering::Relaxed);
-        if let Some((_, time)) = self.delay.filter(|(every, _)| number % every == 0) {
+        if let Some((_, time)) = self.delay.filter(|(every, _)| number.is_multiple_of(*every)) {
             std::thread::sleep(time);
         }
         if self.fail.contains(&number) || self.fail_from.is_some_and(|n| number >= n) {

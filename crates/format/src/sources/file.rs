@@ -41,6 +41,10 @@ const BOUNCE: usize = 4 << 20;
 /// Smaller reads leave their pages in the cache: single rows of an embedding come again.
 const EVICT_FROM: usize = 256 << 10;
 
+/// Large reads leave the cache in steps of this many bytes, at multiples of it. The cache holds a file in
+/// folios of up to this size and drops only whole ones: with smaller steps it drops nothing at all.
+const EVICT_STEP: u64 = 2 << 20;
+
 /// A [`LayerSource`] over files, read by any number of threads at once.
 ///
 /// ```no_run
@@ -233,17 +237,23 @@ fn read_bounced(
     Ok(())
 }
 
+/// A read through the page cache. A large one is dropped from it step by step as it is copied, so that the
+/// read-ahead which the kernel does meanwhile takes the same few pages again and again: faster than fresh ones.
+/// (Asking for the whole range with `WILLNEED` first was measured at half the rate.)
 fn read_buffered(file: &OneFile, offset: u64, buf: &mut [u8]) -> Result<(), Stop> {
-    let large = buf.len() >= EVICT_FROM;
-    if large {
-        // The whole range is asked for at once, instead of in the small steps of read-ahead.
-        advise(&file.buffered, offset, buf.len() as u64, Advice::WillNeed);
+    if buf.len() < EVICT_FROM {
+        return fill(file.len, offset, buf, |part, at| file.buffered.read_at(part, at));
     }
-    let done = fill(file.len, offset, buf, |part, at| file.buffered.read_at(part, at));
-    if large {
-        advise(&file.buffered, offset, buf.len() as u64, Advice::DontNeed);
+    let (mut at, mut rest) = (offset, buf);
+    while !rest.is_empty() {
+        let from = at - at % EVICT_STEP;
+        let (part, behind) = rest.split_at_mut(rest.len().min((from + EVICT_STEP - at) as usize));
+        fill(file.len, at, part, |part, at| file.buffered.read_at(part, at))?;
+        at += part.len() as u64;
+        advise(&file.buffered, from, at - from, Advice::DontNeed);
+        rest = behind;
     }
-    done
+    Ok(())
 }
 
 #[cfg(test)]
