@@ -52,7 +52,6 @@ mod cut;
 mod error;
 mod pipeline;
 pub mod plan;
-pub mod probe;
 mod reader;
 mod ring;
 mod sync;

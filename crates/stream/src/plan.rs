@@ -45,7 +45,7 @@ impl Need {
     }
 }
 
-/// Measured rates, in bytes per second. See [`probe`](crate::probe).
+/// Measured rates, in bytes per second.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Hardware {
     /// Sequential reads of the shards by the fastest method.
