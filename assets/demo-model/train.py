@@ -318,6 +318,8 @@ def train(args):
             running, tokens, last = {}, 0, now
         if (step + 1) % args.save_every == 0:
             write(model, tok, out)
+    pool.shutdown()
+    torch.set_num_threads(args.threads)
     print(f"{step + 1} steps, {(time.time() - begin) / 60:.1f} minutes", flush=True)
     write(model, tok, out)
     model, tok = read(out)
@@ -370,8 +372,8 @@ def write(model, tok, out):
         "bos_token_id": CONFIG["bos_token_id"],
         "do_sample": True,
         "eos_token_id": CONFIG["eos_token_id"],
-        "temperature": 0.8,
-        "top_p": 0.95,
+        "temperature": 0.7,
+        "top_p": 0.9,
     }
     for name, value in (
         ("config.json", CONFIG),
@@ -390,7 +392,7 @@ def read(folder):
 
 
 @torch.no_grad()
-def sample(model, tok, prompt, seed, tokens=160, temperature=0.8, top_p=0.95):
+def sample(model, tok, prompt, seed, tokens=160, temperature=0.7, top_p=0.9):
     model.eval()
     random_state = torch.Generator().manual_seed(seed)
     ids = tok.encode(prompt).ids
