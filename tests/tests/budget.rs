@@ -29,22 +29,20 @@ fn two_gigabytes_run_in_six_hundred_megabytes() {
 
     let home = dir.path().join("home");
     // Writing the shards keeps the budget too.
-    let prepared = airllm(&home, &model, &["prepare", "--delete-original", "--out"])
-        .args([dir.path().join("shards")])
+    let shards = dir.path().join("shards");
+    let prepared = airllm(&home, &model, &["prepare", "--delete-original"])
+        .args(["--out", shards.to_str().unwrap()])
         .run()
         .success();
     assert!(prepared.peak_rss <= BUDGET + PROGRAM, "prepare took {} bytes", prepared.peak_rss);
-    let written: u64 = std::fs::read_dir(dir.path().join("shards"))
-        .unwrap()
-        .map(|entry| entry.unwrap().metadata().unwrap().len())
-        .sum();
+    let written: u64 =
+        std::fs::read_dir(&shards).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     assert!(written >= 2_000_000_000, "{written}");
 
     let trace = dir.path().join("trace.json");
     let count = TOKENS.to_string();
-    let outcome = airllm(&home, &dir.path().join("shards"), &["generate", "--input-ids", "5,6,7,8"])
-        .args(["--ignore-eos", "--json", "--max-new-tokens", &count, "--trace"])
-        .args([&trace])
+    let outcome = airllm(&home, &shards, &["generate", "--input-ids", "5,6,7,8"])
+        .args(["--ignore-eos", "--json", "--max-new-tokens", &count, "--trace", trace.to_str().unwrap()])
         .run()
         .success();
     assert!(outcome.peak_rss > 0, "the kernel said nothing about memory");

@@ -46,8 +46,8 @@ fn compare_logits(
 ) {
     let out = home.join("logits.safetensors");
     let ids = list(&integers(golden, &format!("p{prompt}.input_ids")));
-    airllm(home, dir, &["logits", "--input-ids", &ids, "--hidden", "--out"])
-        .args([&out])
+    airllm(home, dir, &["logits", "--input-ids", &ids, "--hidden"])
+        .args(["--out", out.to_str().unwrap()])
         .args(more)
         .run()
         .success();
