@@ -14,7 +14,7 @@ fn the_demo_model_speaks() {
     let place = Place::new();
     let output = place.run(&["generate", "The moon", "-n", "12"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
     assert!(text.trim().len() > 5, "{text:?}");
     // The closing line, and nothing else, is on standard error.
     let notes = stderr(&output);

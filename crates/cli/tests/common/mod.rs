@@ -58,6 +58,7 @@ impl Place {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    #[allow(dead_code, reason = "not every test file uses every helper")]
     /// Runs with success and `--json` and returns the last line's object.
     #[track_caller]
     pub fn json(&self, args: &[&str]) -> serde_json::Value {
