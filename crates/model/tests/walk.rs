@@ -202,6 +202,11 @@ fn refused_calls_say_why_and_leave_everything_as_it_was() {
     let span = Span { ids: &[0; 21], seq: &mut large, rope_len: 0, logits: Want::None };
     let refused = walk.model.forward(&mut walk.weights, &mut [span], None);
     assert_eq!(message(refused), "21 tokens were given for one pass, 20 are the most");
+    // The heads are wider than the feed-forward block here, and a full pass fits all the same.
+    assert!(walk.config.query_dim() > walk.config.inner);
+    let span = Span { ids: &[0; 20], seq: &mut large, rope_len: 0, logits: Want::All };
+    let logits = walk.model.forward(&mut walk.weights, &mut [span], None).unwrap();
+    assert_eq!(logits[0].len(), 20 * 190);
     assert!(walk.model.forward(&mut walk.weights, &mut [], None).unwrap().is_empty());
     assert!(walk.model.sequence(0).is_err());
     assert!(walk.model.sequence(usize::MAX / 2).is_err());
