@@ -1,5 +1,6 @@
 //! Every Llama fixture beside the repository against its goldens: logits, hidden states by layer, greedy
 //! tokens, batches, ends. The tolerances are those of the fixtures' own table.
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 use airllm::{AutoModel, FinishReason, Generation};
 use safetensors::{Dtype, SafeTensors};

@@ -1,4 +1,5 @@
 //! Generation: the same tokens whatever the budget and the company, and every way to end.
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 use airllm::{AutoModel, Builder, Cancel, Error, FinishReason, Generation};
 use airllm_tests::checkpoint::{Checkpoint, Shape};
@@ -203,7 +204,7 @@ fn text_goes_through_the_tokenizer() {
     let options = Generation::default().max_new_tokens(6);
     let answer = model.complete("Hello", &options).unwrap();
     assert_eq!(answer.prompt_ids, model.tokenizer().unwrap().encode("Hello", true).unwrap());
-    assert_eq!(answer.ids, run(&model, &[answer.prompt_ids.clone()], &options).0[0].0);
+    assert_eq!(answer.ids, run(&model, std::slice::from_ref(&answer.prompt_ids), &options).0[0].0);
     // Without a tokenizer ids still work, and text is refused with a reason.
     std::fs::remove_file(tiny.path().join("tokenizer.json")).unwrap();
     let mute = tiny.load(tiny.builder().home(tiny.dir.path().join("other")));

@@ -1,4 +1,5 @@
 //! Preparing: what is written, what is found again, what is refused.
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 use airllm::{AutoModel, Bits, Cancel, Error, Form, Preparation, Prepared, Repo, delete_weights};
 use airllm_tests::checkpoint::{Checkpoint, Dtype, Shape};

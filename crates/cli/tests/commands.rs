@@ -1,4 +1,5 @@
 //! The commands from end to end on small models.
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 mod common;
 

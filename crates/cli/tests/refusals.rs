@@ -1,4 +1,5 @@
 //! Every refusal: a clear message on standard error, the documented exit code, nothing on standard output.
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 mod common;
 
