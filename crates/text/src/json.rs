@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::Value;
 use tokenizers::tokenizer::{AddedVocabulary, Model, OffsetType, PreTokenizer};
 use tokenizers::{AddedToken as LibraryToken, DecoderWrapper, ModelWrapper, Tokenizer as Library};
 
@@ -26,8 +27,13 @@ pub(crate) struct JsonVocabulary {
 impl JsonVocabulary {
     /// Understands the bytes of the file; `path` is for messages.
     pub(crate) fn parse(bytes: &[u8], settings: &Settings, path: &Path) -> Result<Self> {
-        let mut library = Library::from_bytes(bytes)
-            .map_err(|error| malformed(path, format!("not a tokenizer.json that can be read: {error}")))?;
+        let mut library = guarded(|| Library::from_bytes(bytes))
+            .map_err(|what| malformed(path, format!("not a tokenizer.json that can be read: {what}")))?;
+        if let Some(processor) = library.get_post_processor() {
+            let processor =
+                serde_json::to_value(processor).map_err(|error| malformed(path, error.to_string()))?;
+            check_templates(&processor, path)?;
+        }
         // A text is never cut or filled up unasked, whatever the file was saved with.
         library.with_padding(None);
         library.with_truncation(None).map_err(|error| malformed(path, error.to_string()))?;
@@ -72,11 +78,11 @@ impl JsonVocabulary {
 impl Vocabulary for JsonVocabulary {
     fn encode(&self, text: &str, mode: Mode) -> Result<Vec<u32>> {
         let library_frames = mode == Mode::Framed && self.frame.is_none();
-        let ids = match mode {
+        let ids = guarded(|| match mode {
             Mode::Plain => self.encode_plain(text),
             _ => self.library.encode_fast(text, library_frames).map(|encoding| encoding.get_ids().to_vec()),
-        }
-        .map_err(|error| Error::Encode { what: error.to_string() })?;
+        })
+        .map_err(|what| Error::Encode { what })?;
         match &self.frame {
             Some((before, after)) if mode == Mode::Framed => Ok([before.as_slice(), &ids, after].concat()),
             _ => Ok(ids),
@@ -136,6 +142,37 @@ impl Decode for JsonDecode {
     fn finish(&mut self, out: &mut String) {
         self.chain.finish(out);
     }
+}
+
+/// Runs code of the library, which panics on some broken files (merges that lead out of the
+/// vocabulary, for one); here that is an error like others.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => {
+            let words = panic.downcast_ref::<String>().map(String::as_str);
+            let words =
+                words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it contradicts itself");
+            Err(words.to_owned())
+        }
+    }
+}
+
+/// The library takes for granted that a template's special tokens are in the template's list.
+fn check_templates(processor: &Value, path: &Path) -> Result<()> {
+    for step in processor["processors"].as_array().into_iter().flatten() {
+        check_templates(step, path)?;
+    }
+    let pieces = ["single", "pair"].iter().filter_map(|field| processor[field].as_array()).flatten();
+    for name in pieces.filter_map(|piece| piece["SpecialToken"]["id"].as_str()) {
+        if processor["special_tokens"].get(name).is_none() {
+            return Err(malformed(
+                path,
+                format!("`post_processor`: {name:?} is not among its special tokens"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Adds the tokens that only the small files know.

@@ -37,6 +37,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod bytes;
 mod clock;
 mod config;
 mod error;

@@ -224,7 +224,10 @@ impl std::fmt::Debug for Tokenizer {
 
 /// A decode of ids that come one by one. The pieces it gives, put together, are what
 /// [`Tokenizer::decode`] gives for all ids, byte for byte; no piece ends inside a character. Text is
-/// given as soon as no later id can change it. Time is linear in the number of ids.
+/// given as soon as no later id can change it: with a byte-level vocabulary at the end of each
+/// character; with `tokenizer.json` files whose vocabulary falls back to bytes (Llama-2), a run of byte
+/// tokens comes at its end, since one wrong byte changes the whole run there. Time is linear in the
+/// number of ids.
 pub struct Detokenizer {
     vocabulary: Arc<dyn Vocabulary>,
     decode: Box<dyn Decode>,

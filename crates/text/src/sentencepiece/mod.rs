@@ -11,10 +11,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::Result;
+use crate::bytes::fallback_byte;
 use crate::config::{AddedToken, Settings, malformed};
 use crate::prefixes::Prefixes;
 use crate::specials::{Part, Specials, plain};
-use crate::stages::fallback_byte;
 use crate::vocabulary::{Decode, Mode, Vocabulary};
 
 use cut::{Bpe, Unigram};

@@ -1,7 +1,7 @@
 //! What is refused, and in which words.
 
 use airllm_text::{Chat, ChatTemplate, DateTime, Error, Tokenizer};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::data;
 
@@ -32,6 +32,19 @@ fn broken_files() {
         ("tokenizer.json", good[..good.len() / 2].to_vec(), "not a tokenizer.json that can be read"),
         ("tokenizer.json", b"{\"version\": \"2.0\"}".to_vec(), "Unknown tokenizer version"),
         ("tokenizer.json", b"\xFF\xFE".to_vec(), "not a tokenizer.json that can be read"),
+        (
+            "tokenizer.json",
+            br#"{"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}}"#.to_vec(),
+            "not a tokenizer.json that can be read",
+        ),
+        (
+            "tokenizer.json",
+            br#"{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "post_processor":
+                {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "b", "type_id": 0}}],
+                "pair": [], "special_tokens": {}}}"#
+                .to_vec(),
+            "\"b\" is not among its special tokens",
+        ),
         ("tokenizer.model", b"not a model".to_vec(), "not a SentencePiece model"),
         ("x.tiktoken", b"IQ== zero\n".to_vec(), "line 1"),
     ] {
@@ -117,6 +130,67 @@ fn what_goes_around_a_text() {
     assert_eq!(ids(json!({"tokenizer_class": "LlamaTokenizer", "add_bos_token": false})), bare);
     assert_eq!(ids(json!({"tokenizer_class": "LlamaTokenizer", "add_eos_token": true})), around(&[1], &[2]));
     assert_eq!(ids(json!({"tokenizer_class": "LlamaTokenizer", "bos_token": "</s>"})), around(&[2], &[]));
+}
+
+/// Puts `junk` in the place of the `n`-th value, vocabulary and merges apart.
+fn replace_nth(value: &mut Value, n: &mut usize, junk: &Value) {
+    if *n == 0 {
+        *value = junk.clone();
+    }
+    *n = n.wrapping_sub(1);
+    match value {
+        Value::Object(map) => {
+            for (_, value) in map.iter_mut().filter(|(key, _)| !matches!(key.as_str(), "vocab" | "merges")) {
+                replace_nth(value, n, junk);
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(|value| replace_nth(value, n, junk)),
+        _ => {}
+    }
+}
+
+#[test]
+fn damaged_files_are_refused_or_used_but_never_panic() {
+    let junk =
+        [json!(null), json!(-1), json!(1e300), json!(""), json!("▁"), json!([]), json!({}), json!(true)];
+    let mut refused = 0;
+    let mut tried = 0;
+    let mut panics = Vec::new();
+    for name in ["tiny-llama2", "tiny-qwen2"] {
+        let file: Value =
+            serde_json::from_slice(&std::fs::read(data().join(name).join("tokenizer.json")).unwrap())
+                .unwrap();
+        // The many tokens make the file large, not different.
+        for (at, junk) in (0..150).flat_map(|at| junk.iter().map(move |junk| (at, junk))) {
+            let mut damaged = file.clone();
+            replace_nth(&mut damaged, &mut at.clone(), junk);
+            if damaged == file {
+                continue;
+            }
+            tried += 1;
+            let text = damaged.to_string();
+            let outcome = std::panic::catch_unwind(|| match Tokenizer::from_json(text.as_bytes(), None) {
+                Err(error) => {
+                    assert!(matches!(error, Error::Malformed { .. }), "{error}");
+                    1
+                }
+                Ok(tokenizer) => {
+                    if let Ok(ids) = tokenizer.encode("Hello 你好 <s>", true) {
+                        tokenizer.decode(&ids, true);
+                    }
+                    tokenizer.decode(&[0, 1, 300, 1801], false);
+                    0
+                }
+            });
+            match outcome {
+                Ok(count) => refused += count,
+                Err(_) => panics.push((name, at, junk)),
+            }
+        }
+    }
+    assert!(panics.is_empty(), "{panics:?}");
+    println!("{tried} damaged files, {refused} refused");
+    assert!(refused > 100 && refused < tried);
 }
 
 #[test]

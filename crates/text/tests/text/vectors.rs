@@ -84,10 +84,22 @@ fn slow_llama(report: &mut Report, tokenizer: &Tokenizer, cases: &[Value], decod
     for case in cases {
         let mut case = case.clone();
         let (decoded, full) = (case["decoded"].as_str().unwrap(), case["decoded_full"].as_str().unwrap());
-        // It cuts a mark off the first piece; if that leaves no piece, the other marks stay.
-        if decoded.strip_prefix(' ').is_some_and(|rest| rest == full || full.replace('▁', " ") == rest) {
+        // It cuts a mark off the first piece; if that leaves no piece, marks stay marks.
+        let lost = decoded.strip_prefix(' ') == Some(full);
+        if lost || (decoded.starts_with(' ') && full.replace('▁', " ") == decoded && full != decoded) {
             blanks += 1;
             case["decoded_full"] = case["decoded"].clone();
+        }
+        let shown = case["decoded_full"].as_str().unwrap();
+        let unnamed = |id: &u32| {
+            let token = tokenizer.token(*id).unwrap();
+            tokenizer.is_special(*id) && *id > 2 && shown.contains(&token)
+        };
+        let full = ids(&case["ids_full"]);
+        if full.iter().any(unnamed) {
+            controls += 1;
+            let rest: Vec<u32> = full.into_iter().filter(|id| !tokenizer.is_special(*id)).collect();
+            case["decoded_full"] = tokenizer.decode(&rest, false).into();
         }
         report.vectors(tokenizer, &[case]);
     }
