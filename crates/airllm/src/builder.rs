@@ -64,7 +64,7 @@ pub struct Builder {
 }
 
 impl Default for Builder {
-    /// Looks up the usual places in the environment, by the rules of [`env`].
+    /// Looks up the usual places in the environment, by the rules of [`env`](mod@crate::env).
     fn default() -> Self {
         Builder {
             ram: None,
