@@ -71,15 +71,22 @@ impl Bench {
     }
 }
 
-/// Reads all bytes on as many threads as the device has, and adds them up as words.
+/// Reads all bytes on as many threads as the device has, and adds them up as words. Each thread reads
+/// in four places at once, as the products do: one stream alone does not reach what memory can give.
 fn read(bytes: &[u8], threads: usize) -> u64 {
-    let part = bytes.len().div_ceil(threads).next_multiple_of(64);
+    let part = bytes.len().div_ceil(threads).next_multiple_of(256);
     std::thread::scope(|scope| {
         let sum = |part: &[u8]| {
+            let lines = part.as_chunks::<64>().0;
+            let quarter = lines.len() / 4;
+            let (first, second) = lines.split_at(2 * quarter);
+            let ((a, b), (c, d)) = (first.split_at(quarter), second.split_at(quarter));
             let mut sums = [0u64; 8];
-            for line in part.as_chunks::<64>().0 {
-                for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
-                    *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+            for (((a, b), c), d) in a.iter().zip(b).zip(c).zip(d) {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let word = |line: &[u8; 64]| u64::from_le_bytes(line.as_chunks().0[i]);
+                    let words = word(a).wrapping_add(word(b)).wrapping_add(word(c));
+                    *sum = sum.wrapping_add(words).wrapping_add(word(d));
                 }
             }
             sums.into_iter().fold(0, u64::wrapping_add)

@@ -108,7 +108,7 @@ pub(crate) fn silu_mul(gate: usize, up: usize, len: usize) -> Result<Work> {
 
 pub(crate) fn rope(x: usize, table: usize, shape: &Rope) -> Result<Work> {
     const VERB: &str = "rope";
-    if shape.rotary % 2 != 0 || shape.rotary > shape.head_dim {
+    if !shape.rotary.is_multiple_of(2) || shape.rotary > shape.head_dim {
         return Err(Error::Argument {
             verb: VERB,
             what: format!(
@@ -134,7 +134,7 @@ pub(crate) fn store(x: usize, first: usize, n: usize, dim: usize, cache: usize, 
 pub(crate) fn attend(q: usize, k: usize, v: usize, out: usize, shape: &Attend) -> Result<Work> {
     const VERB: &str = "attend";
     let Attend { first, n, start, heads, kv_heads, head_dim, .. } = *shape;
-    if kv_heads == 0 || heads % kv_heads != 0 {
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
         return Err(Error::Argument {
             verb: VERB,
             what: format!("{kv_heads} key/value heads do not divide {heads} query heads"),

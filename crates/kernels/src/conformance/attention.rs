@@ -56,7 +56,7 @@ pub fn attend<D: Ops>(device: &D) -> Verdict {
     let groups = [(1, 1), (4, 4), (4, 1), (6, 2), (5, 5), (14, 2), (32, 1)];
     for (i, head_dim) in SIZES.into_iter().enumerate() {
         for (j, n) in TOKENS.into_iter().enumerate() {
-            for start in [0, 1, 5, 63, 200] {
+            for start in [[0, 63], [1, 200], [5, 64]][(i + j) % 3] {
                 let (heads, kv_heads) = groups[(i + j + start) % groups.len()];
                 let scale = 1.0 / (head_dim as f32).sqrt();
                 let first = (i + j) % 3;
@@ -99,13 +99,11 @@ fn one_attend<D: Ops>(device: &D, shape: &Attend) -> Verdict {
     for poison in [&mut k, &mut v] {
         poison[cached - 1] = f32::NAN;
     }
-    for (k, v) in [(&k, &v)] {
-        let poisoned = run(k, v)?;
-        let last = used - heads * head_dim;
-        lab.equal(&found[..last], &poisoned[..last])?;
-        if !poisoned[used - 1].is_nan() {
-            return Err(lab.wrong("a NaN in the cache vanished".into()));
-        }
+    let poisoned = run(&k, &v)?;
+    let last = used - heads * head_dim;
+    lab.equal(&found[..last], &poisoned[..last])?;
+    if !poisoned[used - 1].is_nan() {
+        return Err(lab.wrong("a NaN in the cache vanished".into()));
     }
     Ok(())
 }

@@ -6,6 +6,8 @@
 //! sums for its total, the values one position after the other. So a result does not depend on which
 //! queries came along, and nothing beyond a query's own position is ever added to it.
 
+#![allow(clippy::needless_range_loop, reason = "iterators over vectors would not stay in registers")]
+
 use super::Cpu;
 use super::simd::{Eight, Job, Simd};
 use super::tile::{ROWS, TOKENS, tile};
@@ -94,7 +96,7 @@ impl Sizes {
             q: heads * width,
             scores_row,
             scores: heads * scores_row,
-            padded: if shape.head_dim % 8 == 0 { 0 } else { longest * width },
+            padded: if shape.head_dim.is_multiple_of(8) { 0 } else { longest * width },
         }
     }
 
@@ -117,7 +119,7 @@ impl<'a> Cached<'a> {
     fn new(data: &'a [f32], shape: &Attend, kv: usize, len: usize, padded: &'a mut [Eight]) -> Self {
         let Attend { kv_heads, head_dim, .. } = *shape;
         let width = head_dim.div_ceil(8);
-        if head_dim % 8 == 0 {
+        if head_dim.is_multiple_of(8) {
             let stride = kv_heads * width;
             return Cached { data: data.as_chunks().0, stride, first: kv * width, width };
         }

@@ -56,8 +56,9 @@ impl Shelf {
     /// Room for `count` vectors, holding anything.
     pub(crate) fn take(&self, count: usize) -> Result<Borrowed<'_>> {
         let free = |shelf: &mut Vec<Lines>| {
-            let fits = shelf.iter().position(|lines| lines.eights().len() >= count);
-            fits.map(|at| shelf.swap_remove(at)).or_else(|| shelf.pop())
+            let sizes = shelf.iter().map(|lines| lines.eights().len()).enumerate();
+            let fits = sizes.filter(|&(_, size)| size >= count).min_by_key(|&(_, size)| size);
+            fits.map(|(at, _)| shelf.swap_remove(at)).or_else(|| shelf.pop())
         };
         let found = free(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let lines = match found.filter(|lines| lines.eights().len() >= count) {

@@ -6,6 +6,8 @@
 //! and 512 columns once, into the first-level cache, and use it for all tokens; the sums of all
 //! pairs rest in memory between blocks of columns. Both add the same numbers in the same order.
 
+#![allow(clippy::needless_range_loop, reason = "iterators over vectors would not stay in registers")]
+
 use super::Cpu;
 use super::lines::Borrowed;
 use super::packed::{Packed, Row, STEP, scale, scale_vectors};
@@ -151,7 +153,7 @@ fn dots<S: Simd, P: Packed, const R: usize>(
             }
         }
     }
-    if cols % STEP != 0 {
+    if !cols.is_multiple_of(STEP) {
         // A rest of 25 to 31 columns fills a step of x as well.
         let rest_of_x = if rest_of_x.is_empty() { &x[whole * 4..] } else { rest_of_x };
         for r in 0..R {
@@ -256,7 +258,7 @@ impl<P: Packed> Job for Widen<'_, P> {
         }
         // The tail lies in this block if the row ends in it.
         let tail = cols / STEP - first;
-        if cols % STEP != 0 && tail < steps {
+        if !cols.is_multiple_of(STEP) && tail < steps {
             let rest = if rest.is_empty() { &mut whole[tail][..] } else { rest };
             for (to, from) in rest.iter_mut().zip(row.tail(simd, scale::<P>(scales, tail))) {
                 *to = from;
@@ -285,14 +287,13 @@ impl Job for Tiles<'_> {
         let mut t = 0;
         while t < tokens {
             let token = |i: usize| &x[(t + i) * width..][..width];
-            let here = if tokens - t >= TOKENS { TOKENS } else { 1 };
+            let here = TOKENS.min(tokens - t);
             if rows == ROWS {
                 let w = [row(0), row(1), row(2), row(3)];
-                if here == TOKENS {
-                    let x = [token(0), token(1), token(2)];
-                    add_tile(simd, w, x, sums, tokens, t);
-                } else {
-                    add_tile(simd, w, [token(0)], sums, tokens, t);
+                match here {
+                    1 => add_tile(simd, w, [token(0)], sums, tokens, t),
+                    2 => add_tile(simd, w, [token(0), token(1)], sums, tokens, t),
+                    _ => add_tile(simd, w, [token(0), token(1), token(2)], sums, tokens, t),
                 }
             } else {
                 for (r, sums) in (0..rows).zip(sums.chunks_mut(tokens)) {

@@ -1,5 +1,8 @@
 //! The CPU as a device.
 
+#[cfg(target_endian = "big")]
+compile_error!("weights and buffers are little endian, and are computed with as they are");
+
 mod attend;
 mod lines;
 mod matmul;

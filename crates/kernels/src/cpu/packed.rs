@@ -2,6 +2,8 @@
 //!
 //! Every format gives exact f32 values, so kernels see the same weights whichever way they come.
 
+#![allow(clippy::needless_range_loop, reason = "iterators over vectors would not stay in registers")]
+
 use super::simd::{Eight, Simd};
 use airllm_format::NumFormat;
 
@@ -50,24 +52,24 @@ macro_rules! packed {
 
 packed!(F32, F32, 128, |simd, block, _scale| {
     let [a, b, c, d] = quarters(block);
-    [simd.from_f32(a), simd.from_f32(b), simd.from_f32(c), simd.from_f32(d)]
+    [simd.load_f32(a), simd.load_f32(b), simd.load_f32(c), simd.load_f32(d)]
 });
 packed!(F16, F16, 64, |simd, block, _scale| {
     let [a, b, c, d] = quarters(block);
-    [simd.from_f16(a), simd.from_f16(b), simd.from_f16(c), simd.from_f16(d)]
+    [simd.load_f16(a), simd.load_f16(b), simd.load_f16(c), simd.load_f16(d)]
 });
 packed!(Bf16, Bf16, 64, |simd, block, _scale| {
     let [a, b, c, d] = quarters(block);
-    [simd.from_bf16(a), simd.from_bf16(b), simd.from_bf16(c), simd.from_bf16(d)]
+    [simd.load_bf16(a), simd.load_bf16(b), simd.load_bf16(c), simd.load_bf16(d)]
 });
 packed!(Q8, Q8, 32, |simd, block, scale| {
     let scale = simd.splat(scale);
     let [a, b, c, d] = quarters(block);
     [
-        simd.mul(simd.from_i8(a), scale),
-        simd.mul(simd.from_i8(b), scale),
-        simd.mul(simd.from_i8(c), scale),
-        simd.mul(simd.from_i8(d), scale),
+        simd.mul(simd.load_i8(a), scale),
+        simd.mul(simd.load_i8(b), scale),
+        simd.mul(simd.load_i8(c), scale),
+        simd.mul(simd.load_i8(d), scale),
     ]
 });
 packed!(Q4, Q4, 16, |simd, block, scale| {
@@ -75,8 +77,8 @@ packed!(Q4, Q4, 16, |simd, block, scale| {
     let zero = simd.splat(-8.0 * scale);
     let scale = simd.splat(scale);
     let [first, second] = halves(block);
-    let (a, c) = simd.from_nibbles(first);
-    let (b, d) = simd.from_nibbles(second);
+    let (a, c) = simd.load_nibbles(first);
+    let (b, d) = simd.load_nibbles(second);
     [
         simd.mul_add(a, scale, zero),
         simd.mul_add(b, scale, zero),
@@ -115,12 +117,12 @@ impl<'a, P: Packed> Row<'a, P> {
         let groups = self.scales.get(first / P::STEPS * 2..).unwrap_or(&[]);
         let (whole, rest) = groups.as_chunks::<16>();
         for (to, from) in to.iter_mut().zip(whole) {
-            simd.store(simd.from_f16(from), to);
+            simd.store(simd.load_f16(from), to);
         }
         if let Some(to) = to.get_mut(whole.len()) {
             let mut eight = [0u8; 16];
             eight[..rest.len()].copy_from_slice(rest);
-            simd.store(simd.from_f16(&eight), to);
+            simd.store(simd.load_f16(&eight), to);
         }
     }
 

@@ -1,5 +1,7 @@
 //! The register tile under matrix products and attention.
 
+#![allow(clippy::needless_range_loop, reason = "iterators over vectors would not stay in registers")]
+
 use super::simd::{Eight, Simd};
 
 /// Rows that are multiplied at once.

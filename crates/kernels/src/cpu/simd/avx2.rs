@@ -120,19 +120,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn from_f32(self, from: &[u8; 32]) -> __m256 {
+    fn load_f32(self, from: &[u8; 32]) -> __m256 {
         // SAFETY: `self` proves AVX; the reference is to 32 readable bytes, unaligned loads are allowed.
         unsafe { _mm256_loadu_ps(from.as_ptr().cast()) }
     }
 
     #[inline(always)]
-    fn from_f16(self, from: &[u8; 16]) -> __m256 {
+    fn load_f16(self, from: &[u8; 16]) -> __m256 {
         // SAFETY: `self` proves F16C; the reference is to 16 readable bytes, unaligned loads are allowed.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    fn from_bf16(self, from: &[u8; 16]) -> __m256 {
+    fn load_bf16(self, from: &[u8; 16]) -> __m256 {
         // SAFETY: `self` proves AVX2; the reference is to 16 readable bytes, unaligned loads are allowed.
         unsafe {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
@@ -141,7 +141,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn from_i8(self, from: &[u8; 8]) -> __m256 {
+    fn load_i8(self, from: &[u8; 8]) -> __m256 {
         // SAFETY: `self` proves AVX2; the reference is to 8 readable bytes, unaligned loads are allowed.
         unsafe {
             let wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast()));
@@ -150,7 +150,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn from_nibbles(self, from: &[u8; 8]) -> (__m256, __m256) {
+    fn load_nibbles(self, from: &[u8; 8]) -> (__m256, __m256) {
         // SAFETY: `self` proves AVX2; the reference is to 8 readable bytes, unaligned loads are allowed.
         unsafe {
             let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.as_ptr().cast()));
@@ -161,9 +161,9 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch(self, bytes: &[u8], at: usize) {
+    fn prefetch<T>(self, from: &[T], at: usize) {
         // SAFETY: a prefetch reads nothing that the program can see and faults nowhere, so any address
         // is allowed; `wrapping_add` makes one without claiming that it is inside the slice.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_byte_add(at).cast()) }
     }
 }

@@ -55,17 +55,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn sum4(self, v: [Self::V; 4]) -> [f32; 4];
 
     /// Little-endian f32, at any address.
-    fn from_f32(self, from: &[u8; 32]) -> Self::V;
+    fn load_f32(self, from: &[u8; 32]) -> Self::V;
     /// Little-endian binary16.
-    fn from_f16(self, from: &[u8; 16]) -> Self::V;
+    fn load_f16(self, from: &[u8; 16]) -> Self::V;
     /// Little-endian bfloat16.
-    fn from_bf16(self, from: &[u8; 16]) -> Self::V;
+    fn load_bf16(self, from: &[u8; 16]) -> Self::V;
     /// Signed bytes.
-    fn from_i8(self, from: &[u8; 8]) -> Self::V;
+    fn load_i8(self, from: &[u8; 8]) -> Self::V;
     /// The low four bits of each byte, and the high four bits, as 0 to 15.
-    fn from_nibbles(self, from: &[u8; 8]) -> (Self::V, Self::V);
-    /// Asks for the cache line that holds the byte at `at`, should there be one.
-    fn prefetch(self, bytes: &[u8], at: usize);
+    fn load_nibbles(self, from: &[u8; 8]) -> (Self::V, Self::V);
+    /// Asks for the cache line that is `at` bytes after the start of `from`, inside of it or beyond.
+    fn prefetch<T>(self, from: &[T], at: usize);
 
     #[inline(always)]
     fn zero(self) -> Self::V {
@@ -88,8 +88,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn exp(self, x: Self::V) -> Self::V {
         // Nine bits of ln 2, so that n·HIGH is exact without a fused multiply, and the rest.
-        const HIGH: f32 = 0.693_359_375;
-        const LOW: f32 = -2.121_944_4e-4;
+        const HIGH: f32 = 355.0 / 512.0;
+        const LOW: f32 = (std::f64::consts::LN_2 - 355.0 / 512.0) as f32;
         // Adding this leaves the nearest integer in the low bits of the sum.
         const ROUND: f32 = 12_582_912.0;
         let round = self.splat(ROUND);

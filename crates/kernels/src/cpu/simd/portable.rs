@@ -82,30 +82,30 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn from_f32(self, from: &[u8; 32]) -> Eight {
+    fn load_f32(self, from: &[u8; 32]) -> Eight {
         std::array::from_fn(|i| f32::from_le_bytes(std::array::from_fn(|j| from[4 * i + j])))
     }
 
     #[inline(always)]
-    fn from_f16(self, from: &[u8; 16]) -> Eight {
+    fn load_f16(self, from: &[u8; 16]) -> Eight {
         std::array::from_fn(|i| f16::from_le_bytes([from[2 * i], from[2 * i + 1]]).to_f32())
     }
 
     #[inline(always)]
-    fn from_bf16(self, from: &[u8; 16]) -> Eight {
+    fn load_bf16(self, from: &[u8; 16]) -> Eight {
         std::array::from_fn(|i| bf16::from_le_bytes([from[2 * i], from[2 * i + 1]]).to_f32())
     }
 
     #[inline(always)]
-    fn from_i8(self, from: &[u8; 8]) -> Eight {
+    fn load_i8(self, from: &[u8; 8]) -> Eight {
         from.map(|b| f32::from(b as i8))
     }
 
     #[inline(always)]
-    fn from_nibbles(self, from: &[u8; 8]) -> (Eight, Eight) {
+    fn load_nibbles(self, from: &[u8; 8]) -> (Eight, Eight) {
         (from.map(|b| f32::from(b & 15)), from.map(|b| f32::from(b >> 4)))
     }
 
     #[inline(always)]
-    fn prefetch(self, _: &[u8], _: usize) {}
+    fn prefetch<T>(self, _: &[T], _: usize) {}
 }
