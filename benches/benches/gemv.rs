@@ -132,7 +132,7 @@ fn table() {
     let mut bench = Bench::new(1);
     let threads = bench.cpu.threads();
     println!("{ROWS}x{COLS}, {threads} threads, {}", bench.cpu.instructions());
-    println!("{:>6} {:>12} {:>12} {:>8}", "format", "gemv GB/s", "read GB/s", "share");
+    println!("format    gemv GB/s    read GB/s    share");
     for format in NumFormat::ALL {
         let mut weights = Weights::new(format);
         let calls = weights.data.len() / weights.bytes;
@@ -145,11 +145,12 @@ fn table() {
             product.push(bytes / time(all) / 1e9);
         }
         let (product, roof) = (median(product), median(roof));
-        println!("{format:>6} {product:>12.1} {roof:>12.1} {:>7.0}%", 100.0 * product / roof);
+        let share = 100.0 * product / roof;
+        println!("{:>6} {product:>12.1} {roof:>12.1} {share:>7.0}%", format.name());
     }
-    println!("{:>6} {}", "format", "GFLOP/s with this many tokens a call");
+    println!("format GFLOP/s with this many tokens a call");
     let tokens = [2, 4, 8, 32, 96, 384];
-    println!("{:>6} {}", "", tokens.map(|n| format!("{n:>7}")).concat());
+    println!("       {}", tokens.map(|n| format!("{n:>7}")).concat());
     for format in NumFormat::ALL {
         let mut weights = Weights::new(format);
         let rates = tokens.map(|n| {
@@ -159,7 +160,7 @@ fn table() {
             let mut run = || time(|| (0..calls).for_each(|_| bench.product(weights.next())));
             format!("{:>7.1}", flops / median((0..5).map(|_| run()).collect()) / 1e9)
         });
-        println!("{format:>6} {}", rates.concat());
+        println!("{:>6} {}", format.name(), rates.concat());
     }
 }
 
