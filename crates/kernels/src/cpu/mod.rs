@@ -28,6 +28,10 @@ use std::ops::Range;
 /// order, and speed comes from working on several of them at once. Between instruction sets results
 /// differ by rounding.
 ///
+/// Working memory is kept from call to call. It holds at most 96 tokens of a product's input, and per
+/// thread their sums with 32 rows (100 KiB) or the attention scores of 12 query heads (one group, where
+/// that is more) and, for heads that are not whole vectors of eight, one head's keys and values.
+///
 /// ```
 /// use airllm_format::NumFormat;
 /// use airllm_kernels::{Columns, Cpu, Matrix, Memory, Ops};

@@ -74,8 +74,8 @@ packed!(Q8, Q8, 32, |simd, block, scale| {
 });
 packed!(Q4, Q4, 16, |simd, block, scale| {
     // Exact: code · scale has at most 15 bits, and so has the sum.
-    let zero = simd.splat(-8.0 * scale);
     let scale = simd.splat(scale);
+    let zero = simd.mul(scale, simd.splat(-8.0));
     let [first, second] = halves(block);
     let (a, c) = simd.load_nibbles(first);
     let (b, d) = simd.load_nibbles(second);
