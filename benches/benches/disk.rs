@@ -50,8 +50,8 @@ fn main() {
             let index = (turn + round) % methods.len();
             evict(&path);
             let begun = Instant::now();
-            let Some(()) = (methods[index].1)(&path, bytes) else { continue };
-            rates[index].push(bytes as f64 / begun.elapsed().as_secs_f64() / 1e9);
+            let Some(read) = (methods[index].1)(&path, bytes) else { continue };
+            rates[index].push(read as f64 / begun.elapsed().as_secs_f64() / 1e9);
         }
     }
     if path == own {
@@ -67,8 +67,8 @@ fn main() {
     report("disk", "cargo bench --bench disk", &rows, value("--json").map(Path::new));
 }
 
-/// Reads the first bytes of a file; `None` where the file system does not allow the method.
-type Method = Box<dyn Fn(&Path, u64) -> Option<()>>;
+/// Reads the first bytes of a file and says how many; `None` where the file system does not allow it.
+type Method = Box<dyn Fn(&Path, u64) -> Option<u64>>;
 
 fn write_random(path: &Path, bytes: u64) {
     let mut file = File::create(path).expect("the bench's file can be created");
@@ -98,7 +98,7 @@ fn memory(bytes: usize, huge: bool) -> MmapMut {
 }
 
 /// Blocks handed out to threads, each with a buffer of its own that it uses again and again.
-fn blocks(path: &Path, bytes: u64, threads: usize, flags: OFlags, huge: bool) -> Option<()> {
+fn blocks(path: &Path, bytes: u64, threads: usize, flags: OFlags, huge: bool) -> Option<u64> {
     let file = rustix::fs::open(path, OFlags::RDONLY | flags, Mode::empty()).ok()?;
     let next = AtomicU64::new(0);
     let worked = std::thread::scope(|scope| {
@@ -123,20 +123,20 @@ fn blocks(path: &Path, bytes: u64, threads: usize, flags: OFlags, huge: bool) ->
             .collect();
         readers.into_iter().all(|reader| matches!(reader.join(), Ok(Some(()))))
     });
-    worked.then_some(())
+    worked.then_some(bytes)
 }
 
-fn direct(path: &Path, bytes: u64, threads: usize, huge: bool) -> Option<()> {
+fn direct(path: &Path, bytes: u64, threads: usize, huge: bool) -> Option<u64> {
     blocks(path, bytes, threads, OFlags::DIRECT, huge)
 }
 
-fn buffered(path: &Path, bytes: u64, threads: usize) -> Option<()> {
+fn buffered(path: &Path, bytes: u64, threads: usize) -> Option<u64> {
     let file = File::open(path).ok()?;
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential).ok()?;
     blocks(path, bytes, threads, OFlags::empty(), true)
 }
 
-fn mapped(path: &Path, bytes: u64) -> Option<()> {
+fn mapped(path: &Path, bytes: u64) -> Option<u64> {
     let file = File::open(path).ok()?;
     // SAFETY: nobody changes the file while the bench runs.
     let map = unsafe { Mmap::map(&file) }.ok()?;
@@ -149,11 +149,12 @@ fn mapped(path: &Path, bytes: u64) -> Option<()> {
         unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, at, block.len()) }.ok()?;
     }
     std::hint::black_box(sum);
-    Some(())
+    Some(bytes)
 }
 
-/// One pass of the engine's own stream over the file, nothing computed.
-fn ring(path: &Path, bytes: u64) -> Option<()> {
+/// One pass of the engine's own stream over the file, nothing computed. What was read ahead for the next
+/// pass meanwhile counts: it is in the ring.
+fn ring(path: &Path, bytes: u64) -> Option<u64> {
     let paths = [path.to_path_buf()];
     // Chosen as the engine chooses: by a measurement on the file. Its time is not the stream's.
     static MODE: std::sync::OnceLock<ReadMode> = std::sync::OnceLock::new();
@@ -171,5 +172,6 @@ fn ring(path: &Path, bytes: u64) -> Option<()> {
     let timeline = Arc::new(Timeline::new(false));
     let options = Options { pinned: vec![], slots: 4, slot_bytes: BLOCK, readers: 2, timeline };
     let mut stream = Pipeline::start(Arc::new(Cpu::new(1)), Arc::new(source), catalog, &options).ok()?;
-    stream.rows::<Error, _>(id, |_| Ok(())).ok()
+    stream.rows::<Error, _>(id, |_| Ok(())).ok()?;
+    Some(stream.stats().bytes_read)
 }
