@@ -78,26 +78,16 @@ impl Error {
     /// Wraps the system's answer; `doing` names the attempt.
     pub(crate) fn io(path: &Path, doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let (path, doing) = (path.to_path_buf(), doing.into());
-        move |source| Self::Io {
-            path,
-            doing,
-            source,
-        }
+        move |source| Self::Io { path, doing, source }
     }
 
     /// A file whose content is not what its format says.
     pub(crate) fn malformed(path: &Path, what: impl Into<String>) -> Self {
-        Self::Malformed {
-            path: path.to_path_buf(),
-            what: what.into(),
-        }
+        Self::Malformed { path: path.to_path_buf(), what: what.into() }
     }
 
     /// Something that should be there is not.
     pub(crate) fn missing(path: &Path, what: impl Into<String>) -> Self {
-        Self::Missing {
-            path: path.to_path_buf(),
-            what: what.into(),
-        }
+        Self::Missing { path: path.to_path_buf(), what: what.into() }
     }
 }

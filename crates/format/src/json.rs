@@ -43,10 +43,7 @@ pub(crate) fn parse_object(bytes: &[u8], path: &Path) -> Result<Value> {
     if value.is_object() {
         Ok(value)
     } else {
-        Err(Error::malformed(
-            path,
-            format!("expected a JSON object, found {}", kind(&value)),
-        ))
+        Err(Error::malformed(path, format!("expected a JSON object, found {}", kind(&value))))
     }
 }
 
@@ -79,8 +76,7 @@ fn find_non_finite(bytes: &[u8]) -> Option<String> {
         match byte {
             b'"' => {
                 let end = string_end(bytes, i + 1);
-                text =
-                    String::from_utf8_lossy(bytes.get(i + 1..end).unwrap_or_default()).into_owned();
+                text = String::from_utf8_lossy(bytes.get(i + 1..end).unwrap_or_default()).into_owned();
                 i = end;
             }
             b':' => {
@@ -97,21 +93,11 @@ fn find_non_finite(bytes: &[u8]) -> Option<String> {
             b'[' => open.push(Open::Array(0)),
             b'}' | b']' => drop(open.pop()),
             b'N' | b'I' => {
-                let word = ["NaN", "Infinity"]
-                    .into_iter()
-                    .find(|w| bytes[i..].starts_with(w.as_bytes()))?;
-                let start = if i > 0 && bytes[i - 1] == b'-' {
-                    i - 1
-                } else {
-                    i
-                };
+                let word = ["NaN", "Infinity"].into_iter().find(|w| bytes[i..].starts_with(w.as_bytes()))?;
+                let start = if i > 0 && bytes[i - 1] == b'-' { i - 1 } else { i };
                 let line = bytes[..start].iter().filter(|&&b| b == b'\n').count() + 1;
-                let column = start
-                    - bytes[..start]
-                        .iter()
-                        .rposition(|&b| b == b'\n')
-                        .map_or(0, |p| p + 1)
-                    + 1;
+                let column =
+                    start - bytes[..start].iter().rposition(|&b| b == b'\n').map_or(0, |p| p + 1) + 1;
                 let sign = if start < i { "-" } else { "" };
                 return Some(format!(
                     "`{}` is {sign}{word} (line {line}, column {column}); a finite number is needed",
@@ -160,9 +146,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn refusal(text: &str) -> String {
-        parse_json(text.as_bytes(), Path::new("config.json"))
-            .unwrap_err()
-            .to_string()
+        parse_json(text.as_bytes(), Path::new("config.json")).unwrap_err().to_string()
     }
 
     #[test]
@@ -171,9 +155,7 @@ mod tests {
             refusal("{\"a\": 1,\n \"rms_norm_eps\": NaN}"),
             "config.json: `rms_norm_eps` is NaN (line 2, column 18); a finite number is needed"
         );
-        assert!(
-            refusal("{\"x\": {\"NaN\": [1, 2, -Infinity]}}").contains("`x.NaN[2]` is -Infinity")
-        );
+        assert!(refusal("{\"x\": {\"NaN\": [1, 2, -Infinity]}}").contains("`x.NaN[2]` is -Infinity"));
         assert!(refusal("{\"say \\\"hi\\\"\": Infinity}").contains("is Infinity"));
     }
 
@@ -182,25 +164,15 @@ mod tests {
         assert!(refusal("{\"a\": }").contains("line 1 column 7"));
         assert!(refusal("{\"a\": 1e999}").contains("number out of range"));
         assert!(refusal(&"[".repeat(100_000)).contains("recursion limit"));
-        let array = parse_object(b"[1]", Path::new("config.json"))
-            .unwrap_err()
-            .to_string();
+        let array = parse_object(b"[1]", Path::new("config.json")).unwrap_err().to_string();
         assert_eq!(array, "config.json: expected a JSON object, found an array");
     }
 
     #[test]
     fn floats_survive_being_written_and_read() {
-        for text in [
-            "1e-05",
-            "0.1234567890123456",
-            "9007199254740993.0",
-            "2.2250738585072014e-308",
-        ] {
+        for text in ["1e-05", "0.1234567890123456", "9007199254740993.0", "2.2250738585072014e-308"] {
             let value = parse_json(text.as_bytes(), Path::new("x")).unwrap();
-            assert_eq!(
-                value.as_f64().unwrap().to_bits(),
-                text.parse::<f64>().unwrap().to_bits()
-            );
+            assert_eq!(value.as_f64().unwrap().to_bits(), text.parse::<f64>().unwrap().to_bits());
             let again = parse_json(value.to_string().as_bytes(), Path::new("x")).unwrap();
             assert_eq!(again, value);
         }

@@ -165,9 +165,7 @@ impl Manifest {
         if dir.is_dir() && !path.exists() {
             return Err(Error::missing(
                 dir,
-                format!(
-                    "no {MANIFEST}: not a prepared folder, or not finished; run `prepare` (again)"
-                ),
+                format!("no {MANIFEST}: not a prepared folder, or not finished; run `prepare` (again)"),
             ));
         }
         Self::parse(&read_bounded(&path, MAX_JSON)?, &path)
@@ -197,10 +195,7 @@ impl Manifest {
         let invalid = |e| Error::malformed(path, format!("not a valid manifest: {e}"));
         let head: Head = serde_json::from_slice(body).map_err(invalid)?;
         if head.format != FORMAT {
-            return Err(Error::malformed(
-                path,
-                format!("format is {:?}, expected {FORMAT:?}", head.format),
-            ));
+            return Err(Error::malformed(path, format!("format is {:?}, expected {FORMAT:?}", head.format)));
         }
         if head.version != VERSION {
             return Err(Error::malformed(
@@ -212,9 +207,7 @@ impl Manifest {
             ));
         }
         let manifest: Self = serde_json::from_slice(body).map_err(invalid)?;
-        manifest
-            .check()
-            .map_err(|what| Error::malformed(path, what))?;
+        manifest.check().map_err(|what| Error::malformed(path, what))?;
         Ok(manifest)
     }
 
@@ -224,8 +217,7 @@ impl Manifest {
     /// [`Error::Malformed`] if the manifest contradicts itself.
     pub fn to_bytes(&self, path: &Path) -> Result<Vec<u8>> {
         self.check().map_err(|what| Error::malformed(path, what))?;
-        let text = serde_json::to_string_pretty(self)
-            .map_err(|e| Error::malformed(path, e.to_string()))?;
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::malformed(path, e.to_string()))?;
         Ok(seal::close(&text))
     }
 
@@ -264,11 +256,7 @@ impl Manifest {
 /// # Errors
 /// [`Error::Missing`], [`Error::NoSpace`] and [`Error::Io`] where the copy fails.
 pub fn copy_file(from: &Path, dir: &Path) -> Result<FileEntry> {
-    let name = from
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let name = from.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if !is_plain_name(&name) || name == MANIFEST {
         return Err(Error::malformed(from, "a side file cannot have this name"));
     }
@@ -288,18 +276,12 @@ pub fn copy_file(from: &Path, dir: &Path) -> Result<FileEntry> {
                 Err(e) => return Err(Error::io(from, format!("reading at {bytes}"))(e)),
             };
             hash.update(&block[..n]);
-            output
-                .write_all(&block[..n])
-                .map_err(|e| write_error(&part, len.saturating_sub(bytes), e))?;
+            output.write_all(&block[..n]).map_err(|e| write_error(&part, len.saturating_sub(bytes), e))?;
             bytes += n as u64;
         }
         output.sync_all().map_err(|e| write_error(&part, len, e))?;
         rename(&part, &to)?;
-        Ok(FileEntry {
-            file: name.clone(),
-            bytes,
-            xxh3: format!("{:032x}", hash.digest128()),
-        })
+        Ok(FileEntry { file: name.clone(), bytes, xxh3: format!("{:032x}", hash.digest128()) })
     };
     copy().inspect_err(|_| drop(fs::remove_file(&part)))
 }

@@ -97,9 +97,6 @@ mod tests {
         assert_eq!(NumFormat::Bf16.row_bytes(5), 10);
         assert_eq!(NumFormat::Q8.row_bytes(128), 128 + 4 + 12);
         assert_eq!(NumFormat::Q4.row_bytes(8192), 4096 + 512);
-        assert_eq!(
-            NumFormat::Q4.row_bytes(33),
-            (32 + 4usize).next_multiple_of(16)
-        );
+        assert_eq!(NumFormat::Q4.row_bytes(33), (32 + 4usize).next_multiple_of(16));
     }
 }

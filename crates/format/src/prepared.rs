@@ -43,10 +43,7 @@ impl Prepared {
                 ));
             }
         }
-        Ok(Self {
-            dir: dir.to_path_buf(),
-            manifest,
-        })
+        Ok(Self { dir: dir.to_path_buf(), manifest })
     }
 
     /// The folder.
@@ -62,11 +59,7 @@ impl Prepared {
     /// The shard files in the order of the manifest, to be given to a
     /// [`FileSource`](crate::FileSource).
     pub fn shard_paths(&self) -> Vec<PathBuf> {
-        self.manifest
-            .shards
-            .iter()
-            .map(|s| self.dir.join(&s.file))
-            .collect()
+        self.manifest.shards.iter().map(|s| self.dir.join(&s.file)).collect()
     }
 
     /// Reads everything and compares all checksums: of whole files and of tensors.
@@ -90,12 +83,7 @@ impl Prepared {
         for file in &self.manifest.files {
             let path = self.dir.join(&file.file);
             let found = scan(&path, &[], |_, _| {}, &mut count)?;
-            compare(
-                &path,
-                "the file",
-                &file.xxh3,
-                format!("{:032x}", found.xxh3),
-            )?;
+            compare(&path, "the file", &file.xxh3, format!("{:032x}", found.xxh3))?;
         }
         Ok(())
     }
@@ -118,37 +106,19 @@ fn verify_shard(path: &Path, shard: &ShardEntry, count: &mut dyn FnMut(u64)) -> 
     let ranges: Vec<(Range<u64>, usize)> = shard
         .tensors
         .iter()
-        .filter_map(|t| {
-            Some((
-                t.offset..t.offset + t.bytes,
-                Geometry::of(t.format, &t.shape)?.row_bytes,
-            ))
-        })
+        .filter_map(|t| Some((t.offset..t.offset + t.bytes, Geometry::of(t.format, &t.shape)?.row_bytes)))
         .collect();
     let found = scan(path, &ranges, |_, _| {}, count)?;
     if found.len != shard.bytes {
         return Err(Error::malformed(
             path,
-            format!(
-                "the file has {} bytes, the manifest says {}",
-                found.len, shard.bytes
-            ),
+            format!("the file has {} bytes, the manifest says {}", found.len, shard.bytes),
         ));
     }
     for (tensor, sum) in shard.tensors.iter().zip(found.sums) {
-        compare(
-            path,
-            &format!("tensor `{}`", tensor.name),
-            &tensor.checksum,
-            checksum_hex(sum),
-        )?;
+        compare(path, &format!("tensor `{}`", tensor.name), &tensor.checksum, checksum_hex(sum))?;
     }
-    compare(
-        path,
-        "the file",
-        &shard.xxh3,
-        format!("{:032x}", found.xxh3),
-    )
+    compare(path, "the file", &shard.xxh3, format!("{:032x}", found.xxh3))
 }
 
 /// Checks a shard's length, header and stored checksums against the manifest.
@@ -156,10 +126,7 @@ fn check_shard(path: &Path, shard: &ShardEntry, manifest: &Manifest) -> Result<(
     let (file, len) = open_file(path)?;
     let fail = |what: String| Err(Error::malformed(path, what));
     if len != shard.bytes {
-        return fail(format!(
-            "the file has {len} bytes, the manifest says {}",
-            shard.bytes
-        ));
+        return fail(format!("the file has {len} bytes, the manifest says {}", shard.bytes));
     }
     let header = Header::read_from(&file, len, path)?;
     let tag = [
@@ -171,28 +138,16 @@ fn check_shard(path: &Path, shard: &ShardEntry, manifest: &Manifest) -> Result<(
     for (key, expected) in tag {
         let found = header.metadata().get(key).map_or("", String::as_str);
         if found != expected {
-            return fail(format!(
-                "the shard's {key} is {found:?}, the manifest says {expected:?}"
-            ));
+            return fail(format!("the shard's {key} is {found:?}, the manifest says {expected:?}"));
         }
     }
-    let own = header
-        .tensors()
-        .iter()
-        .filter(|t| !t.name.starts_with("__"))
-        .count();
+    let own = header.tensors().iter().filter(|t| !t.name.starts_with("__")).count();
     if own != shard.tensors.len() {
-        return fail(format!(
-            "the shard has {own} tensors, the manifest says {}",
-            shard.tensors.len()
-        ));
+        return fail(format!("the shard has {own} tensors, the manifest says {}", shard.tensors.len()));
     }
     for t in &shard.tensors {
         let Some(found) = header.get(&t.name) else {
-            return fail(format!(
-                "the shard has no tensor `{}`, the manifest says it has",
-                t.name
-            ));
+            return fail(format!("the shard has no tensor `{}`, the manifest says it has", t.name));
         };
         let shape = match Geometry::of(t.format, &t.shape) {
             Some(g) if t.format.is_quantised() => vec![g.rows, g.row_bytes],
@@ -206,23 +161,16 @@ fn check_shard(path: &Path, shard: &ShardEntry, manifest: &Manifest) -> Result<(
             ));
         }
     }
-    let sums = header
-        .get("__sums")
-        .filter(|s| s.dtype == Dtype::U64 && s.bytes == 8 * shard.tensors.len() as u64);
+    let sums =
+        header.get("__sums").filter(|s| s.dtype == Dtype::U64 && s.bytes == 8 * shard.tensors.len() as u64);
     let Some(sums) = sums else {
         return fail("the shard's checksums are missing".to_owned());
     };
     let mut stored = vec![0; sums.bytes as usize];
-    file.read_exact_at(&mut stored, sums.start)
-        .map_err(Error::io(path, "reading the checksums"))?;
+    file.read_exact_at(&mut stored, sums.start).map_err(Error::io(path, "reading the checksums"))?;
     for (t, bytes) in shard.tensors.iter().zip(stored.chunks_exact(8)) {
         let sum = bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
-        compare(
-            path,
-            &format!("tensor `{}`", t.name),
-            &t.checksum,
-            checksum_hex(sum),
-        )?;
+        compare(path, &format!("tensor `{}`", t.name), &t.checksum, checksum_hex(sum))?;
     }
     Ok(())
 }

@@ -90,23 +90,14 @@ impl Header {
     pub fn parse(head: &[u8], file_len: u64, path: &Path) -> Result<Self> {
         let json_len = header_len(head, file_len, path)?;
         let data_start = 8 + json_len;
-        let json = usize::try_from(data_start)
-            .ok()
-            .and_then(|end| head.get(8..end))
-            .ok_or_else(|| {
-                Error::malformed(
-                    path,
-                    format!(
-                        "the header has {json_len} bytes, only {} are there",
-                        head.len() - 8
-                    ),
-                )
-            })?;
-        if json.first() != Some(&b'{') {
-            return Err(Error::malformed(
+        let json = usize::try_from(data_start).ok().and_then(|end| head.get(8..end)).ok_or_else(|| {
+            Error::malformed(
                 path,
-                "the header does not start with `{`: not a safetensors file",
-            ));
+                format!("the header has {json_len} bytes, only {} are there", head.len() - 8),
+            )
+        })?;
+        if json.first() != Some(&b'{') {
+            return Err(Error::malformed(path, "the header does not start with `{`: not a safetensors file"));
         }
         let raw: raw::RawHeader = serde_json::from_slice(json)
             .map_err(|e| Error::malformed(path, format!("the header is not valid: {e}")))?;
@@ -117,18 +108,8 @@ impl Header {
             .collect::<Result<Vec<_>>>()?;
         tensors.sort_by(|a, b| (a.start, a.bytes, &a.name).cmp(&(b.start, b.bytes, &b.name)));
         check_cover(&tensors, data_start, file_len, path)?;
-        let by_name = tensors
-            .iter()
-            .enumerate()
-            .map(|(i, t)| (t.name.clone(), i))
-            .collect();
-        Ok(Self {
-            tensors,
-            by_name,
-            metadata: raw.metadata,
-            data_start,
-            file_len,
-        })
+        let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        Ok(Self { tensors, by_name, metadata: raw.metadata, data_start, file_len })
     }
 
     /// The tensors, in the order of their bytes.
@@ -161,10 +142,8 @@ impl Header {
 pub(crate) fn read_head(file: &File, file_len: u64, path: &Path) -> Result<Vec<u8>> {
     let mut head = vec![0; file_len.min(8) as usize];
     let read = |buf: &mut [u8], at: u64| {
-        file.read_exact_at(buf, at).map_err(Error::io(
-            path,
-            format!("reading the header, {} bytes at {at}", buf.len()),
-        ))
+        file.read_exact_at(buf, at)
+            .map_err(Error::io(path, format!("reading the header, {} bytes at {at}", buf.len())))
     };
     read(&mut head, 0)?;
     let json_len = header_len(&head, file_len, path)?;
@@ -176,13 +155,7 @@ pub(crate) fn read_head(file: &File, file_len: u64, path: &Path) -> Result<Vec<u
 /// The length field of a header, checked against the length of the file and the specification's limit.
 fn header_len(head: &[u8], file_len: u64, path: &Path) -> Result<u64> {
     let field = head.first_chunk::<8>().ok_or_else(|| {
-        Error::malformed(
-            path,
-            format!(
-                "the file has {} bytes, a safetensors file at least 8",
-                head.len()
-            ),
-        )
+        Error::malformed(path, format!("the file has {} bytes, a safetensors file at least 8", head.len()))
     })?;
     let json_len = u64::from_le_bytes(*field);
     if json_len > file_len.saturating_sub(8) {
@@ -203,35 +176,20 @@ fn header_len(head: &[u8], file_len: u64, path: &Path) -> Result<u64> {
 }
 
 /// Checks what can be said about one tensor alone.
-fn check_tensor(
-    name: String,
-    raw: raw::RawTensor,
-    data_start: u64,
-    path: &Path,
-) -> Result<TensorInfo> {
+fn check_tensor(name: String, raw: raw::RawTensor, data_start: u64, path: &Path) -> Result<TensorInfo> {
     let [start, end] = raw.data_offsets;
     let fail = |what: String| Error::malformed(path, format!("tensor `{name}`: {what}"));
-    let dtype = Dtype::from_name(&raw.dtype)
-        .ok_or_else(|| fail(format!("unknown dtype `{}`", raw.dtype)))?;
-    let bytes = end
-        .checked_sub(start)
-        .ok_or_else(|| fail(format!("data_offsets [{start}, {end}] run backwards")))?;
+    let dtype = Dtype::from_name(&raw.dtype).ok_or_else(|| fail(format!("unknown dtype `{}`", raw.dtype)))?;
+    let bytes =
+        end.checked_sub(start).ok_or_else(|| fail(format!("data_offsets [{start}, {end}] run backwards")))?;
     let bits = raw
         .shape
         .iter()
         .try_fold(1u64, |n, &d| n.checked_mul(d))
         .and_then(|n| n.checked_mul(dtype.bits()))
-        .ok_or_else(|| {
-            fail(format!(
-                "shape {:?} of {dtype} is more than 2^64 bits",
-                raw.shape
-            ))
-        })?;
+        .ok_or_else(|| fail(format!("shape {:?} of {dtype} is more than 2^64 bits", raw.shape)))?;
     if bits % 8 != 0 {
-        return Err(fail(format!(
-            "shape {:?} of {dtype} is {bits} bits, not whole bytes",
-            raw.shape
-        )));
+        return Err(fail(format!("shape {:?} of {dtype} is {bits} bits, not whole bytes", raw.shape)));
     }
     if bits / 8 != bytes {
         return Err(fail(format!(
@@ -245,25 +203,13 @@ fn check_tensor(
         .iter()
         .map(|&d| usize::try_from(d))
         .collect::<Result<_, _>>()
-        .map_err(|_| {
-            fail(format!(
-                "shape {:?} is too large for this machine",
-                raw.shape
-            ))
-        })?;
-    let start = start
-        .checked_add(data_start)
-        .ok_or_else(|| fail(format!("offset {start} is out of range")))?;
+        .map_err(|_| fail(format!("shape {:?} is too large for this machine", raw.shape)))?;
+    let start =
+        start.checked_add(data_start).ok_or_else(|| fail(format!("offset {start} is out of range")))?;
     if start.checked_add(bytes).is_none() {
         return Err(fail(format!("offset {end} is out of range")));
     }
-    Ok(TensorInfo {
-        name,
-        dtype,
-        shape,
-        start,
-        bytes,
-    })
+    Ok(TensorInfo { name, dtype, shape, start, bytes })
 }
 
 /// Checks that sorted tensors cover the data of a file, each byte once.

@@ -37,9 +37,5 @@ pub fn checksum_hex(sum: u64) -> String {
 /// Reads the hexadecimal form of a tensor's checksum: exactly 16 digits in lower case.
 pub fn parse_checksum(hex: &str) -> Option<u64> {
     let digits = hex.len() == 16 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if digits {
-        u64::from_str_radix(hex, 16).ok()
-    } else {
-        None
-    }
+    if digits { u64::from_str_radix(hex, 16).ok() } else { None }
 }

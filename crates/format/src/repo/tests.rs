@@ -201,7 +201,9 @@ fn a_large_checkpoint_is_sampled() {
 fn reference_checkpoints() {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures");
     if !shared.is_dir() {
-        println!("skipped: ../shared not there");
+        // Straight to the descriptor: the harness keeps what a passing test prints to itself.
+        let line = b"skipped: ../shared not there (repo::tests::reference_checkpoints)\n";
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line);
         return;
     }
     let mut prints = std::collections::HashMap::new();

@@ -135,8 +135,7 @@ mod tests {
         for (i, (dtype, name, bits)) in TABLE.into_iter().enumerate() {
             assert_eq!(dtype as usize, i);
             assert_eq!(Dtype::from_name(dtype.name()), Some(dtype));
-            let reference: safetensors::Dtype =
-                serde_json::from_str(&format!("\"{name}\"")).unwrap();
+            let reference: safetensors::Dtype = serde_json::from_str(&format!("\"{name}\"")).unwrap();
             assert_eq!(reference.bitsize() as u64, bits);
         }
         assert_eq!(Dtype::from_name("f16"), None);

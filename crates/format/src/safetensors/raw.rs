@@ -37,23 +37,16 @@ impl<'de> Visitor<'de> for HeaderVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
         let mut seen = HashSet::new();
-        let mut header = RawHeader {
-            tensors: Vec::new(),
-            metadata: BTreeMap::new(),
-        };
+        let mut header = RawHeader { tensors: Vec::new(), metadata: BTreeMap::new() };
         while let Some(name) = map.next_key::<String>()? {
             if !seen.insert(name.clone()) {
                 return Err(A::Error::custom(format!("the name `{name}` comes twice")));
             }
             if name == "__metadata__" {
-                header.metadata = map
-                    .next_value::<Option<UniqueStrings>>()?
-                    .unwrap_or_default()
-                    .0;
+                header.metadata = map.next_value::<Option<UniqueStrings>>()?.unwrap_or_default().0;
             } else {
-                let tensor = map
-                    .next_value()
-                    .map_err(|e| A::Error::custom(format!("tensor `{name}`: {e}")))?;
+                let tensor =
+                    map.next_value().map_err(|e| A::Error::custom(format!("tensor `{name}`: {e}")))?;
                 header.tensors.push((name, tensor));
             }
         }

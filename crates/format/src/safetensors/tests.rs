@@ -51,9 +51,7 @@ fn a_header_beyond_the_file() {
     let short = |bytes: &[u8], len| Header::parse(bytes, len, path).unwrap_err().to_string();
     assert!(short(&[1, 2, 3], 3).contains("has 3 bytes"));
     assert!(short(&[], 0).contains("has 0 bytes"));
-    assert!(
-        short(&100u64.to_le_bytes(), 50).contains("length is 100, beyond the end of the file (50")
-    );
+    assert!(short(&100u64.to_le_bytes(), 50).contains("length is 100, beyond the end of the file (50"));
     assert!(short(&[255; 8], 1 << 40).contains("beyond the end"));
     assert!(short(&(MAX_HEADER + 1).to_le_bytes(), 1 << 40).contains("more than the 100000000"));
     assert!(short(&20u64.to_le_bytes(), 50).contains("20 bytes, only 0 are there"));
@@ -65,16 +63,8 @@ fn a_header_that_is_no_json() {
     assert!(refusal("PK\u{3}\u{4}", 0).contains("does not start with `{`"));
     assert!(refusal("{\"a\":", 0).contains("EOF while parsing"));
     assert!(refusal("{\"a\":7}", 0).contains("line 1"));
-    assert!(
-        refusal(r#"{"a":{"dtype":"F32","shape":[1]}}"#, 0).contains("missing field `data_offsets`")
-    );
-    assert!(
-        refusal(
-            r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#,
-            4
-        )
-        .contains("-1")
-    );
+    assert!(refusal(r#"{"a":{"dtype":"F32","shape":[1]}}"#, 0).contains("missing field `data_offsets`"));
+    assert!(refusal(r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, 4).contains("-1"));
     assert!(refusal(r#"{"__metadata__":{"format":7}}"#, 0).contains("not valid"));
     assert!(parse(&file("{}", 0)).unwrap().tensors().is_empty());
 }
@@ -114,19 +104,13 @@ fn sizes_that_do_not_fit() {
     let one = |dtype: &str, shape: Value, end: u64| {
         json!({ "a": { "dtype": dtype, "shape": shape, "data_offsets": [0, end] } }).to_string()
     };
-    assert!(
-        refusal(&one("F32", json!([2, 3]), 20), 20)
-            .contains("is 24 bytes, data_offsets [0, 20] are 20")
-    );
+    assert!(refusal(&one("F32", json!([2, 3]), 20), 20).contains("is 24 bytes, data_offsets [0, 20] are 20"));
     assert!(refusal(&one("F99", json!([2]), 2), 2).contains("unknown dtype `F99`"));
     assert!(refusal(&one("F4", json!([3]), 2), 2).contains("12 bits, not whole bytes"));
     assert!(parse(&file(&one("F4", json!([4]), 2), 2)).is_ok());
     let huge = json!([1u64 << 40, 1u64 << 40]);
     assert!(refusal(&one("F32", huge, 4), 4).contains("more than 2^64 bits"));
-    assert!(
-        parse(&file(&one("F32", json!([u64::MAX, 0]), 0), 0)).is_ok(),
-        "nothing is still nothing"
-    );
+    assert!(parse(&file(&one("F32", json!([u64::MAX, 0]), 0), 0)).is_ok(), "nothing is still nothing");
 }
 
 #[test]
@@ -134,19 +118,13 @@ fn reads_files() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.safetensors");
     assert!(matches!(Header::read(&path), Err(Error::Missing { .. })));
-    assert!(matches!(
-        Header::read(dir.path()),
-        Err(Error::Malformed { .. })
-    ));
+    assert!(matches!(Header::read(dir.path()), Err(Error::Malformed { .. })));
     let bytes = file(&two([0, 4], [4, 8]), 8);
     std::fs::write(&path, &bytes).unwrap();
     assert_eq!(Header::read(&path).unwrap(), parse(&bytes).unwrap());
     for len in 0..bytes.len() {
         std::fs::write(&path, &bytes[..len]).unwrap();
-        assert!(
-            matches!(Header::read(&path), Err(Error::Malformed { .. })),
-            "cut at {len}"
-        );
+        assert!(matches!(Header::read(&path), Err(Error::Malformed { .. })), "cut at {len}");
     }
 }
 
@@ -154,12 +132,8 @@ fn reads_files() {
 fn layouts() -> impl Strategy<Value = Vec<u8>> {
     let tensor = (0usize..22, proptest::collection::vec(0u64..5, 0..4));
     let bend = (0usize..6, -2i64..3, 0u8..3);
-    (
-        proptest::collection::vec(tensor, 0..6),
-        proptest::option::of(bend),
-        -2i64..3,
-    )
-        .prop_map(|(tensors, bend, extra)| {
+    (proptest::collection::vec(tensor, 0..6), proptest::option::of(bend), -2i64..3).prop_map(
+        |(tensors, bend, extra)| {
             let mut header = serde_json::Map::new();
             let mut at = 0u64;
             let names = [
@@ -192,8 +166,7 @@ fn layouts() -> impl Strategy<Value = Vec<u8>> {
                 ])
                 .collect();
             for (i, (dtype, shape)) in tensors.iter().enumerate() {
-                let bits =
-                    shape.iter().product::<u64>() * Dtype::from_name(names[*dtype]).unwrap().bits();
+                let bits = shape.iter().product::<u64>() * Dtype::from_name(names[*dtype]).unwrap().bits();
                 let mut ends = [at, at + bits / 8];
                 at = ends[1];
                 if let Some((which, by, what)) = bend.filter(|b| b.0 == i) {
@@ -209,11 +182,9 @@ fn layouts() -> impl Strategy<Value = Vec<u8>> {
                     json!({ "dtype": names[*dtype], "shape": shape, "data_offsets": ends }),
                 );
             }
-            file(
-                &Value::Object(header).to_string(),
-                at.saturating_add_signed(extra / 2) as usize,
-            )
-        })
+            file(&Value::Object(header).to_string(), at.saturating_add_signed(extra / 2) as usize)
+        },
+    )
 }
 
 proptest! {
