@@ -15,8 +15,8 @@ pub fn run(root: &Path, no_tests: bool) -> Result<()> {
         Step::cargo("docs", "doc --workspace --no-deps --lib", &[("RUSTDOCFLAGS", "-D warnings")]),
         // Loom exchanges the ring's locks for its own and explores every interleaving.
         Step::cargo("loom", "test --package airllm-stream --lib --features loom", &[]),
-        // xtask is not among the default members, so a plain `cargo test` leaves it out.
-        Step::cargo("tests of xtask", "test --package xtask", &[]),
+        // Not among the default members, so a plain `cargo test` leaves them out.
+        Step::cargo("tests of chores", "test --package xtask --package airllm-benches", &[]),
     ];
     if !no_tests {
         steps.push(Step::cargo("tests", "test", &[]));
