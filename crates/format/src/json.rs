@@ -23,7 +23,7 @@ pub(crate) const MAX_JSON: u64 = 64 << 20;
 /// assert!(error.to_string().contains("rope_scaling.factor"));
 /// ```
 pub fn parse_json(bytes: &[u8], path: &Path) -> Result<Value> {
-    serde_json::from_slice(bytes).map_err(|error| match find_non_finite(bytes) {
+    serde_json::from_str(utf8(bytes, path)?).map_err(|error| match find_non_finite(bytes) {
         Some(found) => Error::malformed(path, found),
         None => Error::malformed(path, format!("not valid JSON: {error}")),
     })
@@ -35,6 +35,13 @@ pub fn parse_json(bytes: &[u8], path: &Path) -> Result<Value> {
 /// [`Error::Io`] if it cannot be read, [`Error::Malformed`] as [`parse_json`] or if it holds no object.
 pub fn read_json_object(path: &Path) -> Result<Value> {
     parse_object(&read_bounded(path, MAX_JSON)?, path)
+}
+
+/// The text of a JSON file. Checked as a whole, because a parser need not look into values it skips.
+pub(crate) fn utf8<'a>(bytes: &'a [u8], path: &Path) -> Result<&'a str> {
+    std::str::from_utf8(bytes).map_err(|e| {
+        Error::malformed(path, format!("the JSON is not UTF-8 at byte {} of it", e.valid_up_to()))
+    })
 }
 
 /// [`parse_json`] for a file that must hold an object.
@@ -163,6 +170,8 @@ mod tests {
     fn names_the_place_of_other_errors() {
         assert!(refusal("{\"a\": }").contains("line 1 column 7"));
         assert!(refusal("{\"a\": 1e999}").contains("number out of range"));
+        let latin1 = parse_json(b"{\"a\": \"\xe9\"}", Path::new("x")).unwrap_err().to_string();
+        assert_eq!(latin1, "x: the JSON is not UTF-8 at byte 7 of it");
         assert!(refusal(&"[".repeat(100_000)).contains("recursion limit"));
         let array = parse_object(b"[1]", Path::new("config.json")).unwrap_err().to_string();
         assert_eq!(array, "config.json: expected a JSON object, found an array");

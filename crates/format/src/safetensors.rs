@@ -17,6 +17,7 @@ pub use dtype::Dtype;
 pub(crate) use raw::UniqueStrings;
 
 use crate::disk::open_file;
+use crate::json::utf8;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -99,7 +100,7 @@ impl Header {
         if json.first() != Some(&b'{') {
             return Err(Error::malformed(path, "the header does not start with `{`: not a safetensors file"));
         }
-        let raw: raw::RawHeader = serde_json::from_slice(json)
+        let raw: raw::RawHeader = serde_json::from_str(utf8(json, path)?)
             .map_err(|e| Error::malformed(path, format!("the header is not valid: {e}")))?;
         let mut tensors = raw
             .tensors

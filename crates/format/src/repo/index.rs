@@ -1,7 +1,7 @@
 //! `model.safetensors.index.json`: which tensor is in which file.
 
 use crate::disk::{is_plain_name, read_bounded};
-use crate::json::MAX_JSON;
+use crate::json::{MAX_JSON, utf8};
 use crate::safetensors::UniqueStrings;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -37,7 +37,7 @@ impl Index {
     /// [`Error::Malformed`] if it is not JSON, has no `weight_map` of strings, names a tensor twice, or
     /// names a file outside of the folder or one that is no safetensors file.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
-        let raw: RawIndex = serde_json::from_slice(bytes)
+        let raw: RawIndex = serde_json::from_str(utf8(bytes, path)?)
             .map_err(|e| Error::malformed(path, format!("not a valid index: {e}")))?;
         let weight_map = raw.weight_map.0;
         if weight_map.is_empty() {

@@ -133,6 +133,7 @@ fn a_wrong_index_is_refused() {
     assert!(with(index(swapped)).contains("tensor `a` is not in model-2.safetensors as the index says; nor"));
     assert!(with(index(json!({}))).contains("weight_map is empty"));
     assert!(with(b"{}".to_vec()).contains("missing field `weight_map`"));
+    assert!(with(b"{\"metadata\": \"\xff\", \"weight_map\": {}}".to_vec()).contains("not UTF-8"));
     assert!(with(b"[".to_vec()).contains("not a valid index"));
     let twice = br#"{"weight_map": {"a": "model-1.safetensors", "a": "model-2.safetensors"}}"#;
     assert!(with(twice.to_vec()).contains("`a` comes twice"));

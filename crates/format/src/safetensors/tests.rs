@@ -67,6 +67,11 @@ fn a_header_that_is_no_json() {
     assert!(refusal(r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, 4).contains("-1"));
     assert!(refusal(r#"{"__metadata__":{"format":7}}"#, 0).contains("not valid"));
     assert!(parse(&file("{}", 0)).unwrap().tensors().is_empty());
+    // Bytes that are no text, in a value that nobody reads.
+    let mut odd = file(r#"{"a":{"x":"?","dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#, 0);
+    assert!(parse(&odd).is_ok());
+    odd[8 + 11] = 0xff;
+    assert!(parse(&odd).unwrap_err().to_string().contains("not UTF-8 at byte 11"));
 }
 
 #[test]
