@@ -6,7 +6,7 @@
 //! - [`Cpu`] computes from host memory, with AVX2 where the processor has it;
 //! - [`Trace`] computes nothing, but checks and logs every call.
 //!
-//! [`conformance`] holds the cases that every device must pass.
+//! [`mod@conformance`] holds the cases that every device must pass.
 //!
 //! ```
 //! use airllm_kernels::{Cpu, Memory, Ops};
