@@ -54,7 +54,7 @@ pub fn carve(sizes: &[usize]) -> Result<Vec<Slot<Free>>> {
     let sizes: Vec<usize> = sizes.iter().map(|size| size.next_multiple_of(ALIGNMENT)).collect();
     let total: usize = sizes.iter().sum();
     if total == 0 {
-        return Ok(sizes.iter().map(|_| Slot::empty()).collect::<Result<_>>()?);
+        return sizes.iter().map(|_| Slot::empty()).collect();
     }
     let mut map = MmapMut::map_anon(total + HUGE_PAGE).map_err(|error| Error::Memory {
         bytes: total,

@@ -183,10 +183,8 @@ fn ring(request: &Request, left: u64, least_slot: usize) -> (usize, usize) {
     // One slot is computed with while every reader fills another, and one more is ready.
     let wanted = request.slots.unwrap_or(request.readers.max(1) + 2).max(1);
     let even = |slots: usize| share / slots / ALIGNMENT * ALIGNMENT;
-    let slot_bytes = request.slot_bytes.map_or_else(
-        || even(wanted).min(LARGEST_STRIPE).max(COMFORTABLE_SLOT.min(left as usize / wanted)),
-        |bytes| bytes,
-    );
+    let comfortable = COMFORTABLE_SLOT.min(left as usize / wanted);
+    let slot_bytes = request.slot_bytes.unwrap_or(even(wanted).min(LARGEST_STRIPE).max(comfortable));
     let slot_bytes = (slot_bytes / ALIGNMENT * ALIGNMENT).max(least_slot);
     let most = usize::try_from(left).unwrap_or(usize::MAX) / slot_bytes;
     if most >= wanted {

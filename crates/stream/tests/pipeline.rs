@@ -1,6 +1,8 @@
 //! The whole stream on sources that misbehave: whatever the budget, the ring, the readers and the faults,
 //! the same rows arrive in the same order.
 
+#![allow(clippy::unwrap_used)]
+
 use airllm_format::{Error as FormatError, LayerSource, NumFormat};
 use airllm_kernels::{Memory, Result as DeviceResult};
 use airllm_stream::{
