@@ -25,8 +25,7 @@ pub fn path() -> &'static Path {
             Some("debug") | None => "dev",
             Some(name) => name,
         };
-        let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()))
-            .current_dir(crate::shared::repository())
+        let status = cargo()
             .args(["build", "--quiet", "--package", "airllm-cli", "--bin", "airllm", "--profile", profile])
             .arg("--target-dir")
             .arg(folder.parent().unwrap_or(folder))
@@ -35,6 +34,22 @@ pub fn path() -> &'static Path {
         assert!(status.success(), "cargo build -p airllm-cli: {status}");
         folder.join(format!("airllm{}", std::env::consts::EXE_SUFFIX))
     })
+}
+
+/// `cargo` in the repository, as from a shell: without what an outer cargo has set for the package it runs.
+///
+/// Build scripts that look at such variables (ring's does) would run again otherwise, and everything that
+/// depends on them be compiled anew, back and forth.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()));
+    command.current_dir(crate::shared::repository());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|start| text.starts_with(start)) {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 /// A run of the binary about to start. The caller's `AIRLLM_*`, `HF_*` and `XDG_*` variables are not

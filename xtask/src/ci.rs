@@ -1,9 +1,9 @@
 //! `cargo xtask ci`: every check of the repository, one after the other.
 
 use crate::tidy;
+use airllm_tests::program::cargo;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 /// Runs all checks, even after one has failed, and fails if any did.
@@ -47,13 +47,9 @@ type Run = Box<dyn FnOnce(&Path) -> Result<()>>;
 impl Step {
     /// A cargo command, with variables put over the environment.
     fn cargo(name: &'static str, args: &'static str, env: &'static [(&str, &str)]) -> Self {
-        let run = move |root: &Path| {
-            let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-                .current_dir(root)
-                .args(args.split(' '))
-                .envs(env.iter().copied())
-                .status()
-                .context("starting cargo")?;
+        let run = move |_: &Path| {
+            let status =
+                cargo().args(args.split(' ')).envs(env.iter().copied()).status().context("starting cargo")?;
             ensure!(status.success(), "cargo {args}: {status}");
             Ok(())
         };
