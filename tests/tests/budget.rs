@@ -1,9 +1,8 @@
 //! A model larger than its memory budget: 2 GB of weights in 600 MB.
 
-use airllm_tests::program::Airllm;
-use airllm_tests::shared::{repository, skip};
+use airllm_tests::program::{Airllm, cargo};
+use airllm_tests::shared::skip;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 const BUDGET: u64 = 600_000_000;
@@ -19,8 +18,7 @@ fn two_gigabytes_run_in_six_hundred_megabytes() {
         return skip("6 GB of disk space are needed for a model of 2 GB and its shards");
     }
     let model = dir.path().join("model");
-    let made = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()))
-        .current_dir(repository())
+    let made = cargo()
         .args(["run", "--quiet", "--package", "xtask", "--", "random-model", "--size", "2.1GB", "--out"])
         .arg(&model)
         .status()

@@ -341,13 +341,7 @@ impl Builder {
         forecast.disk_measured = measured.disk;
         let source = FileSource::open(&prepared.shard_paths(), measured.mode)?;
         let source = Arc::new(Stoppable::new(source, self.cancel.clone()));
-        let options = Options {
-            pinned: forecast.plan.pinned.clone(),
-            slots: forecast.plan.slots,
-            slot_bytes: forecast.plan.slot_bytes,
-            readers: forecast.plan.readers,
-            timeline: Arc::new(Timeline::new(self.timeline)),
-        };
+        let options = Options::of(&forecast.plan, Arc::new(Timeline::new(self.timeline)));
         let engine: Box<dyn Engine> = match self.device {
             Device::Cpu => {
                 let device = Arc::new(Cpu::new(self.thread_count()));
