@@ -10,12 +10,15 @@ mod server;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use airllm_format::hub::{Hub, Settings};
 use airllm_format::{Error, Result};
+use rustix::net;
 use server::{COMMIT, Files, ID, Reply, Server, sha256};
 use tempfile::TempDir;
 
@@ -30,6 +33,15 @@ fn settings(dir: &Path, url: &str) -> Settings {
     settings.retries = 3;
     settings.backoff = Duration::from_millis(5);
     settings
+}
+
+/// A port that refuses connections, and its address. It is bound but not listened on, and so it cannot go to
+/// another test's server while the socket is kept.
+fn closed() -> (OwnedFd, String) {
+    let socket = net::socket(net::AddressFamily::INET, net::SocketType::STREAM, None).unwrap();
+    net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = SocketAddr::try_from(net::getsockname(&socket).unwrap()).unwrap();
+    (socket, format!("http://{address}"))
 }
 
 fn get(settings: Settings) -> Result<PathBuf> {
@@ -187,9 +199,8 @@ fn offline_and_unreachable() {
     assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 
-    // A port that nobody listens on.
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let gone = settings(dir.path(), &format!("http://{closed}"));
+    let (_closed, url) = closed();
+    let gone = settings(dir.path(), &url);
     let text = message(get(gone.clone()));
     assert!(text.contains("HF_ENDPOINT") && text.contains(ID), "{text}");
 
@@ -229,7 +240,8 @@ fn a_proxy_is_used_unless_the_host_is_excepted() {
     let files = Files::model(1000);
     let server = Server::plain(files.clone());
     let dir = tempfile::tempdir().unwrap();
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_closed, url) = closed();
+    let closed = url.trim_start_matches("http://");
     let mut settings = settings(dir.path(), &server.url);
     settings.proxy = Some(format!("http://user:pa55@{closed}"));
     let text = message(get(settings.clone()));
