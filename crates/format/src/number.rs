@@ -8,7 +8,8 @@ use std::fmt;
 
 /// How the numbers of one tensor are stored.
 ///
-/// The serialised names (`"f16"`, `"q4"`, …) appear in `airllm.json`.
+/// The serialised names (`"f16"`, `"q4"`, …) appear in `airllm.json`. Ordered from the widest to the
+/// narrowest, so that `a > b` says that `a` is narrower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -19,15 +20,101 @@ pub enum NumFormat {
     F16,
     /// bfloat16, little endian.
     Bf16,
+    /// 8-bit codes with an integer zero point, groups of 32: holds 8-bit GPTQ exactly. 9.5 bits per weight.
+    A8,
+    /// GGUF `Q8_0`: blocks of 32, 8.5 bits per weight.
+    #[serde(rename = "q8_0")]
+    Q8_0,
     /// 8-bit signed codes, groups of 64 along the row with one f16 scale: 8.25 bits per weight.
     Q8,
+    /// float8 `e4m3fn`, groups of 128 along the row with one f32 scale: 8.25 bits per weight.
+    F8,
+    /// 8-bit signed codes with one f32 scale a row: holds LLM.int8() weights exactly. 8 bits per weight.
+    I8,
+    /// GGUF `Q6_K`: blocks of 256, 6.5625 bits per weight.
+    #[serde(rename = "q6_k")]
+    Q6K,
+    /// GGUF `Q5_1`: blocks of 32, 6 bits per weight.
+    #[serde(rename = "q5_1")]
+    Q5_1,
+    /// GGUF `Q5_0`: blocks of 32, 5.5 bits per weight.
+    #[serde(rename = "q5_0")]
+    Q5_0,
+    /// GGUF `Q5_K`: blocks of 256, 5.5 bits per weight.
+    #[serde(rename = "q5_k")]
+    Q5K,
+    /// 4-bit codes with an integer zero point, groups of 32: holds 4-bit GPTQ and AWQ exactly. 5.25 bits per
+    /// weight.
+    A4,
+    /// GGUF `Q4_1`: blocks of 32, 5 bits per weight.
+    #[serde(rename = "q4_1")]
+    Q4_1,
+    /// As [`A4`](Self::A4) in groups of 64: 4.625 bits per weight.
+    A4G64,
     /// 4-bit codes, groups of 32 along the row with one f16 scale: 4.5 bits per weight.
     Q4,
+    /// GGUF `Q4_0`: blocks of 32, 4.5 bits per weight.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+    /// GGUF `Q4_K`: blocks of 256, 4.5 bits per weight.
+    #[serde(rename = "q4_k")]
+    Q4K,
+    /// NormalFloat of QLoRA, groups of 64 along the row with one f32 scale: 4.5 bits per weight.
+    Nf4,
+    /// As [`A4`](Self::A4) in groups of 128: 4.3125 bits per weight.
+    A4G128,
+    /// GGUF `Q3_K`: blocks of 256, 3.4375 bits per weight.
+    #[serde(rename = "q3_k")]
+    Q3K,
+    /// GGUF `Q2_K`: blocks of 256, 2.625 bits per weight.
+    #[serde(rename = "q2_k")]
+    Q2K,
+}
+
+/// How the bytes of a row are arranged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Plain numbers of so many bytes, one after the other.
+    Plain(usize),
+    /// `codes ‖ scales ‖ zero points ‖ zeros up to a multiple of 16`.
+    Sections {
+        /// Bits of a code.
+        bits: usize,
+        /// Bytes of a group's scale.
+        scale: usize,
+        /// Bytes of a group's zero point.
+        zero: usize,
+    },
+    /// Blocks that hold their own scales, this many bytes each, as GGUF files have them.
+    Blocks(usize),
 }
 
 impl NumFormat {
     /// Every format, widest first.
-    pub const ALL: [NumFormat; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Q8, Self::Q4];
+    pub const ALL: [NumFormat; 22] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::A8,
+        Self::Q8_0,
+        Self::Q8,
+        Self::F8,
+        Self::I8,
+        Self::Q6K,
+        Self::Q5_1,
+        Self::Q5_0,
+        Self::Q5K,
+        Self::A4,
+        Self::Q4_1,
+        Self::A4G64,
+        Self::Q4,
+        Self::Q4_0,
+        Self::Q4K,
+        Self::Nf4,
+        Self::A4G128,
+        Self::Q3K,
+        Self::Q2K,
+    ];
 
     /// The name used in files and on the command line.
     pub const fn name(self) -> &'static str {
@@ -35,17 +122,63 @@ impl NumFormat {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::A8 => "a8",
+            Self::Q8_0 => "q8_0",
             Self::Q8 => "q8",
+            Self::F8 => "f8",
+            Self::I8 => "i8",
+            Self::Q6K => "q6_k",
+            Self::Q5_1 => "q5_1",
+            Self::Q5_0 => "q5_0",
+            Self::Q5K => "q5_k",
+            Self::A4 => "a4",
+            Self::Q4_1 => "q4_1",
+            Self::A4G64 => "a4g64",
             Self::Q4 => "q4",
+            Self::Q4_0 => "q4_0",
+            Self::Q4K => "q4_k",
+            Self::Nf4 => "nf4",
+            Self::A4G128 => "a4g128",
+            Self::Q3K => "q3_k",
+            Self::Q2K => "q2_k",
         }
     }
 
-    /// Weights that share one scale; 1 for the plain formats.
+    /// Weights that share one scale, or one block; 1 for the plain formats, `usize::MAX` where the whole
+    /// row does.
     pub const fn group(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q8 => 64,
-            Self::Q4 => 32,
+            Self::I8 => usize::MAX,
+            Self::Q8 | Self::A4G64 | Self::Nf4 => 64,
+            Self::F8 | Self::A4G128 => 128,
+            Self::A8 | Self::A4 | Self::Q4 => 32,
+            Self::Q8_0 | Self::Q5_1 | Self::Q5_0 | Self::Q4_1 | Self::Q4_0 => 32,
+            Self::Q6K | Self::Q5K | Self::Q4K | Self::Q3K | Self::Q2K => 256,
+        }
+    }
+
+    /// How the bytes of a row are arranged.
+    pub const fn layout(self) -> Layout {
+        match self {
+            Self::F32 => Layout::Plain(4),
+            Self::F16 | Self::Bf16 => Layout::Plain(2),
+            Self::A8 => Layout::Sections { bits: 8, scale: 4, zero: 2 },
+            Self::Q8 => Layout::Sections { bits: 8, scale: 2, zero: 0 },
+            Self::F8 | Self::I8 => Layout::Sections { bits: 8, scale: 4, zero: 0 },
+            Self::A4 | Self::A4G64 | Self::A4G128 => Layout::Sections { bits: 4, scale: 4, zero: 1 },
+            Self::Q4 => Layout::Sections { bits: 4, scale: 2, zero: 0 },
+            Self::Nf4 => Layout::Sections { bits: 4, scale: 4, zero: 0 },
+            Self::Q8_0 => Layout::Blocks(34),
+            Self::Q6K => Layout::Blocks(210),
+            Self::Q5_1 => Layout::Blocks(24),
+            Self::Q5_0 => Layout::Blocks(22),
+            Self::Q5K => Layout::Blocks(176),
+            Self::Q4_1 => Layout::Blocks(20),
+            Self::Q4_0 => Layout::Blocks(18),
+            Self::Q4K => Layout::Blocks(144),
+            Self::Q3K => Layout::Blocks(110),
+            Self::Q2K => Layout::Blocks(84),
         }
     }
 
@@ -54,30 +187,56 @@ impl NumFormat {
         self.group() > 1
     }
 
-    /// Bytes of the codes of a row of `cols` weights: the part of the row before its scales.
+    /// Groups of a row of `cols` weights; the last one may not be full.
+    pub const fn groups(self, cols: usize) -> usize {
+        match self.group() {
+            usize::MAX => {
+                if cols == 0 {
+                    0
+                } else {
+                    1
+                }
+            }
+            group => cols.div_ceil(group),
+        }
+    }
+
+    /// Bytes of the codes of a row of `cols` weights: the part of the row before its scales. For formats in
+    /// blocks, all of the row.
     ///
-    /// A last group that is not full is padded with zero codes, so this is whole groups.
+    /// A last group that is not full is padded with zero codes, so this is whole groups; where the group is
+    /// the row, the padding is up to a multiple of 32.
     pub const fn code_bytes(self, cols: usize) -> usize {
-        let padded = cols.div_ceil(self.group()) * self.group();
-        match self {
-            Self::F32 => padded * 4,
-            Self::F16 | Self::Bf16 => padded * 2,
-            Self::Q8 => padded,
-            Self::Q4 => padded / 2,
+        let padded = match self.group() {
+            usize::MAX => cols.next_multiple_of(32),
+            group => cols.div_ceil(group) * group,
+        };
+        match self.layout() {
+            Layout::Plain(bytes) => padded * bytes,
+            Layout::Sections { bits, .. } => padded / 8 * bits,
+            Layout::Blocks(bytes) => self.groups(cols) * bytes,
         }
     }
 
     /// Bytes of one row of `cols` weights, scales and padding included.
     ///
-    /// Plain rows are exactly as in safetensors. Quantised rows are `codes ‖ f16 scales ‖ zeros up to
-    /// a multiple of 16`, so that every row of a 16-byte aligned tensor starts 16-byte aligned.
+    /// Plain rows are exactly as in safetensors, rows of blocks exactly as in GGUF files. Other quantised
+    /// rows are `codes ‖ scales ‖ zero points ‖ zeros up to a multiple of 16`, so that every row of a 16-byte
+    /// aligned tensor starts 16-byte aligned.
     pub const fn row_bytes(self, cols: usize) -> usize {
         let codes = self.code_bytes(cols);
-        if self.is_quantised() {
-            (codes + cols.div_ceil(self.group()) * 2).next_multiple_of(16)
-        } else {
-            codes
+        match self.layout() {
+            Layout::Plain(_) | Layout::Blocks(_) => codes,
+            Layout::Sections { scale, zero, .. } => {
+                (codes + self.groups(cols) * (scale + zero)).next_multiple_of(16)
+            }
         }
+    }
+
+    /// True for formats that checkpoints come in and that nothing is rounded to here. They are kept as they
+    /// are, whatever a tensor's precision floor.
+    pub const fn is_foreign(self) -> bool {
+        !matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Q8 | Self::Q4)
     }
 }
 
@@ -98,5 +257,18 @@ mod tests {
         assert_eq!(NumFormat::Q8.row_bytes(128), 128 + 4 + 12);
         assert_eq!(NumFormat::Q4.row_bytes(8192), 4096 + 512);
         assert_eq!(NumFormat::Q4.row_bytes(33), (32 + 4usize).next_multiple_of(16));
+        assert_eq!(NumFormat::A4G128.row_bytes(256), 128 + 2 * 5 + 6);
+        assert_eq!(NumFormat::I8.row_bytes(33), 64 + 4 + 12);
+        assert_eq!(NumFormat::I8.row_bytes(0), 0);
+        assert_eq!(NumFormat::Q4K.row_bytes(512), 288);
+    }
+
+    #[test]
+    fn names_are_those_of_files_and_formats_are_ordered_by_width() {
+        for format in NumFormat::ALL {
+            assert_eq!(serde_json::to_value(format).unwrap(), format.name());
+        }
+        let bits = |format: NumFormat| format.row_bytes(1 << 16);
+        assert!(NumFormat::ALL.windows(2).all(|pair| bits(pair[0]) >= bits(pair[1]) && pair[0] < pair[1]));
     }
 }

@@ -135,6 +135,18 @@ pub const fn vector(role: Role, hf: &'static str, dim: Dim) -> Decl {
     Decl { role, hf, shape: Shape::Vector(dim), when: When::Always, floor: NumFormat::F32 }
 }
 
+/// What happens to a tensor's numbers between checkpoint and forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fold {
+    /// Nothing.
+    #[default]
+    None,
+    /// Each row is divided by its Euclidean length, at least 1e-7 (the head of Baichuan 2).
+    NormaliseRows,
+    /// 1 is added to each number (Gemma's norms are stored as offsets from 1).
+    AddOne,
+}
+
 /// Shape of a tensor, by the names of its dimensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {

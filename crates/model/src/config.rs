@@ -2,12 +2,13 @@
 
 mod scaling;
 
-use crate::arch::{ALL, Arch, Decl, Role, Shape};
+use crate::arch::{ALL, Arch, Decl, Fold, Role, Shape};
 use crate::field::{Fields, refuse};
 use crate::rope::Rotary;
 use crate::{Error, Result};
 use airllm_format::NumFormat;
 use serde_json::Value;
+use std::ops::Range;
 
 // Limits far above any published model and far below where a product of two or three of them, in
 // bytes, would overflow. Sizes are `usize`, which therefore must have 64 bits.
@@ -65,8 +66,12 @@ pub struct Config {
 /// A unit that streams as a whole, as a configuration declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitDecl {
-    /// "embed", "layer.N" or "head".
+    /// "embed", "layer.N", "layer.N.expert.E" or "head".
     pub name: String,
+    /// The shard it is stored in: the unit itself, or for an expert its layer.
+    pub shard: String,
+    /// Whether it is read only when asked for, as experts are, instead of in every pass.
+    pub on_demand: bool,
     /// Its tensors, in the order of use.
     pub tensors: Vec<TensorDecl>,
 }
@@ -78,15 +83,37 @@ pub struct TensorDecl {
     pub role: Role,
     /// The role's name ("q", "attn_norm"), as shards and catalogs have it.
     pub name: String,
-    /// Its name in the checkpoint.
+    /// The tensor of the checkpoint that it is, or is a part of.
     pub hf: String,
+    /// Rows of that tensor in the checkpoint; of a vector, its numbers.
+    pub hf_rows: usize,
+    /// Which of those rows it is made of, in order. One span of all of them where it is the whole tensor;
+    /// a part of them where the checkpoint fuses several tensors into one.
+    pub spans: Vec<Range<usize>>,
+    /// What happens to its numbers on the way.
+    pub fold: Fold,
     /// `[dim]` or `[rows, cols]`.
     pub shape: Vec<usize>,
-    /// The narrowest format it may be stored in. F32 for vectors, which are always stored so.
+    /// The narrowest format it may be rounded to. F32 for vectors, which are always stored so.
     pub floor: NumFormat,
 }
 
+impl UnitDecl {
+    /// The name of one of its tensors inside its shard: "q", or "expert.3.gate".
+    pub fn entry(&self, tensor: &TensorDecl) -> String {
+        match self.name.strip_prefix(&self.shard).and_then(|rest| rest.strip_prefix('.')) {
+            Some(expert) => format!("{expert}.{}", tensor.name),
+            None => tensor.name.clone(),
+        }
+    }
+}
+
 impl TensorDecl {
+    /// Whether it is a tensor of the checkpoint just as it is, as far as rows go.
+    pub fn is_whole(&self) -> bool {
+        matches!(&self.spans[..], [only] if *only == (0..self.hf_rows))
+    }
+
     /// Rows; 1 for a vector.
     pub fn rows(&self) -> usize {
         if self.is_vector() { 1 } else { self.shape[0] }
@@ -165,7 +192,9 @@ impl Config {
     /// Every tensor of the model: "embed", "layer.0" …, "head".
     pub fn units(&self) -> Vec<UnitDecl> {
         let unit = |name: String, prefix: &str, decls: &[Decl]| UnitDecl {
+            shard: name.clone(),
             name,
+            on_demand: false,
             tensors: decls
                 .iter()
                 .filter(|decl| decl.when.holds(self))
@@ -201,14 +230,18 @@ impl Config {
     }
 
     fn tensor(&self, prefix: &str, decl: &Decl) -> TensorDecl {
+        let shape = match decl.shape {
+            Shape::Vector(dim) => vec![dim.of(self)],
+            Shape::Matrix(rows, cols) => vec![rows.of(self), cols.of(self)],
+        };
         TensorDecl {
             role: decl.role,
             name: decl.role.name().into(),
             hf: format!("{prefix}{}", decl.hf),
-            shape: match decl.shape {
-                Shape::Vector(dim) => vec![dim.of(self)],
-                Shape::Matrix(rows, cols) => vec![rows.of(self), cols.of(self)],
-            },
+            hf_rows: shape[0],
+            spans: vec![0..shape[0]],
+            fold: Fold::None,
+            shape,
             floor: decl.floor,
         }
     }

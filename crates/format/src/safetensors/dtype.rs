@@ -115,7 +115,7 @@ impl Dtype {
             NumFormat::F32 => Self::F32,
             NumFormat::F16 => Self::F16,
             NumFormat::Bf16 => Self::Bf16,
-            NumFormat::Q8 | NumFormat::Q4 => Self::U8,
+            _ => Self::U8,
         }
     }
 }
