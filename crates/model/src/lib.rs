@@ -41,11 +41,12 @@ mod error;
 mod field;
 mod forward;
 pub mod rope;
+mod route;
 mod scratch;
 mod sequence;
 
 pub use bind::{Binding, Bound, bind};
-pub use config::{Config, TensorDecl, UnitDecl};
+pub use config::{Config, Latent, Moe, TensorDecl, UnitDecl};
 pub use error::{Error, Result};
 pub use forward::{Model, Observer, Span, Want};
 pub use scratch::{activation_bytes, logits_bytes};

@@ -4,7 +4,8 @@
 use airllm_format::safetensors::{Dtype, Header};
 use airllm_format::{MemorySource, NumFormat};
 use airllm_kernels::Cpu;
-use airllm_model::{Config, Model, Sequence, Span, UnitDecl, Want, bind};
+use airllm_model::arch::Fold;
+use airllm_model::{Config, Model, Sequence, Span, TensorDecl, UnitDecl, Want, bind};
 use airllm_stream::{Catalog, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -106,7 +107,9 @@ pub fn catalog(config: &Config, format: impl Fn(&str) -> NumFormat) -> Catalog {
     let unit = |(file, decl): (usize, &UnitDecl)| {
         let mut offset = 0_u64;
         let tensors = decl.tensors.iter().map(|t| {
-            let format = if t.is_vector() { NumFormat::F32 } else { format(&t.hf) };
+            // What is changed on the way is widened.
+            let folded = t.fold != Fold::None;
+            let format = if t.is_vector() || folded { NumFormat::F32 } else { format(&t.hf) };
             let tensor = Tensor {
                 name: t.name.clone(),
                 file,
@@ -129,6 +132,29 @@ pub fn catalog(config: &Config, format: impl Fn(&str) -> NumFormat) -> Catalog {
     catalog
 }
 
+/// The rows that a declaration names, changed as it says.
+fn lifted(decl: &TensorDecl, format: NumFormat, tensors: &Tensors) -> Vec<u8> {
+    let width = if decl.is_vector() { 1 } else { decl.cols() };
+    let spans = decl.spans.iter();
+    if !decl.is_vector() && decl.fold == Fold::None {
+        let row = format.row_bytes(width);
+        return spans.flat_map(|s| &tensors.bytes(&decl.hf)[s.start * row..s.end * row]).copied().collect();
+    }
+    let all = tensors.f32s(&decl.hf);
+    let mut numbers: Vec<f32> = spans.flat_map(|s| &all[s.start * width..s.end * width]).copied().collect();
+    match decl.fold {
+        Fold::None => {}
+        Fold::AddOne => numbers.iter_mut().for_each(|n| *n += 1.0),
+        Fold::NormaliseRows => {
+            for row in numbers.chunks_mut(width) {
+                let length = row.iter().map(|&n| f64::from(n).powi(2)).sum::<f64>().sqrt().max(1e-7);
+                row.iter_mut().for_each(|n| *n = (f64::from(*n) / length) as f32);
+            }
+        }
+    }
+    numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
+}
+
 /// A checkpoint on the CPU, streaming through a ring of small slots.
 pub struct Run {
     pub model: Model<Cpu>,
@@ -147,14 +173,11 @@ impl Run {
         let files = config.units().into_iter().zip(&catalog.units).map(|(decl, unit)| {
             let mut bytes = Vec::new();
             for (decl, tensor) in decl.tensors.iter().zip(&unit.tensors) {
-                assert_eq!(tensors.shape(&decl.hf), decl.shape, "{}", decl.hf);
+                let mut whole = decl.shape.clone();
+                whole[0] = decl.hf_rows;
+                assert_eq!(tensors.shape(&decl.hf), whole, "{}", decl.hf);
                 bytes.resize(tensor.offset as usize, 0);
-                if decl.is_vector() {
-                    let numbers = tensors.f32s(&decl.hf);
-                    bytes.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
-                } else {
-                    bytes.extend_from_slice(tensors.bytes(&decl.hf));
-                }
+                bytes.extend(lifted(decl, tensor.format, &tensors));
             }
             (unit.name.clone(), bytes)
         });
