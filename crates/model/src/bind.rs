@@ -82,7 +82,8 @@ impl Binding {
         self.get(self.units.len().checked_sub(1)?, role)
     }
 
-    fn get(&self, unit: usize, role: Role) -> Option<&Bound> {
+    /// A tensor of a unit, by its index in [`Config::units`].
+    pub(crate) fn get(&self, unit: usize, role: Role) -> Option<&Bound> {
         self.units.get(unit)?.iter().find(|bound| bound.role == role)
     }
 }

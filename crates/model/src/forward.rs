@@ -2,6 +2,7 @@
 
 mod block;
 
+use crate::adapter::{Adapters, LowRank};
 use crate::arch::Role;
 use crate::rope::Table;
 use crate::scratch::Scratch;
@@ -19,6 +20,7 @@ pub struct Model<D: Ops> {
     device: Arc<D>,
     max_tokens: usize,
     scratch: Scratch<D>,
+    adapters: Option<Adapters<D>>,
     /// Tables, hidden states and logits on their way between host and device.
     host: Vec<f32>,
 }
@@ -63,7 +65,17 @@ impl<D: Ops> Model<D> {
             return Err(Error::Input("a pass cannot be of 0 tokens".into()));
         }
         let scratch = Scratch::new(&*device, &config, max_tokens)?;
-        Ok(Self { config, binding, device, max_tokens, scratch, host: Vec::new() })
+        Ok(Self { config, binding, device, max_tokens, scratch, adapters: None, host: Vec::new() })
+    }
+
+    /// Adds low-rank products to matrices, in place of those added before. Takes
+    /// [`adapter_bytes`](crate::adapter_bytes) of the device.
+    pub fn adapt(&mut self, additions: &[LowRank]) -> Result<()> {
+        self.adapters = match additions {
+            [] => None,
+            _ => Some(Adapters::new(&*self.device, &self.binding, additions, self.max_tokens)?),
+        };
+        Ok(())
     }
 
     /// Its configuration.
@@ -101,6 +113,7 @@ impl<D: Ops> Model<D> {
             config: &self.config,
             binding: &self.binding,
             device: &*self.device,
+            adapters: &mut self.adapters,
             host: &mut self.host,
             weights,
             tokens,
@@ -163,6 +176,7 @@ struct Pass<'a, 'o, D: Ops> {
     config: &'a Config,
     binding: &'a Binding,
     device: &'a D,
+    adapters: &'a mut Option<Adapters<D>>,
     host: &'a mut Vec<f32>,
     weights: &'a mut Pipeline<D>,
     tokens: usize,
@@ -248,7 +262,7 @@ impl<D: Ops> Pass<'_, '_, D> {
 
         // All rows must meet a stripe of the head while it is here. Their logits do not all fit the
         // device, so they go to the host in chunks; the first chunk needs no copy of its inputs.
-        let (host, cap) = (&mut *self.host, self.config.logit_cap);
+        let host = &mut *self.host;
         self.weights.rows(head.id, |stripe| -> Result<()> {
             let count = stripe.count;
             let most = (s.logit_numbers / count.max(1)).max(1);
@@ -265,9 +279,6 @@ impl<D: Ops> Pass<'_, '_, D> {
                 device.matmul(head.matrix(stripe.data, count), x, places.len(), &mut s.logits, out)?;
                 host.resize(places.len() * count, 0.0);
                 device.read(&s.logits, 0, bytemuck::cast_slice_mut(host))?;
-                if cap > 0.0 {
-                    host.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
-                }
                 for (row, &(span, at)) in host.chunks_exact(count).zip(places) {
                     let at = at + stripe.first;
                     results[span][at..at + count].copy_from_slice(row);
@@ -275,7 +286,39 @@ impl<D: Ops> Pass<'_, '_, D> {
             }
             Ok(())
         })?;
+        self.adapt_logits(head, &places, &mut results, s)?;
+        let cap = self.config.logit_cap;
+        if cap > 0.0 {
+            results.iter_mut().flatten().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
         Ok(results)
+    }
+
+    /// What adapters add to the logits of the rows in `x`; `places` says where each row's logits are.
+    fn adapt_logits(
+        &mut self,
+        head: &Bound,
+        places: &[(usize, usize)],
+        results: &mut [Vec<f32>],
+        s: &mut Scratch<D>,
+    ) -> Result<()> {
+        let (device, vocab, hidden) = (self.device, self.config.vocab, self.config.hidden);
+        let Some(adapters) = self.adapters else { return Ok(()) };
+        let host = &mut *self.host;
+        let most = (s.logit_numbers / vocab).max(1);
+        for (chunk, places) in places.chunks(most).enumerate() {
+            let rows: Vec<u32> = (0..places.len()).map(|row| (chunk * most + row) as u32).collect();
+            device.gather(&s.x, &rows, hidden, &mut s.h)?;
+            adapters.products(device, head.id, (rows.len(), &s.h, &mut s.logits), |y| {
+                host.resize(places.len() * vocab, 0.0);
+                device.read(y, 0, bytemuck::cast_slice_mut(host))?;
+                for (row, &(span, at)) in host.chunks_exact(vocab).zip(places) {
+                    results[span][at..at + vocab].iter_mut().zip(row).for_each(|(logit, add)| *logit += add);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     fn normalise(&mut self, weight: &Bound, n: usize, x: &D::Buf, y: &mut D::Buf) -> Result<()> {

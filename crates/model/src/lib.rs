@@ -34,6 +34,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod adapter;
 pub mod arch;
 mod bind;
 mod config;
@@ -45,6 +46,7 @@ mod route;
 mod scratch;
 mod sequence;
 
+pub use adapter::{LowRank, adapter_bytes};
 pub use bind::{Binding, Bound, bind};
 pub use config::{Config, Latent, Moe, TensorDecl, UnitDecl};
 pub use error::{Error, Result};

@@ -5,7 +5,7 @@ mod common;
 
 use airllm_format::NumFormat;
 use airllm_model::rope::Scaling;
-use airllm_model::{Config, Error};
+use airllm_model::Config;
 use common::{data, json, shared};
 use serde_json::{Value, json};
 

@@ -72,7 +72,7 @@ impl Part {
     /// Rows of the checkpoint's tensor, and the ranges that are taken; `rows` is what a whole tensor has.
     pub fn spans(&self, config: &Config, rows: usize) -> (usize, Vec<Range<usize>>) {
         if self.of.is_empty() {
-            return (rows, vec![0..rows]);
+            return (rows, std::iter::once(0..rows).collect());
         }
         let sizes: Vec<usize> = self.of.iter().map(|dim| dim.of(config)).collect();
         let (times, whole) = (self.times.of(config), sizes.iter().sum::<usize>());

@@ -18,7 +18,7 @@ impl<D: Ops> Pass<'_, '_, D> {
         self.norm(layer, Role::AttnNorm, &s.x, &mut s.h)?;
         match c.latent {
             None => self.queries_keys_values(layer, s)?,
-            Some(latent) => self.from_latent(layer, latent, s)?,
+            Some(latent) => self.latent_keys_values(layer, latent, s)?,
         }
         self.scale_by_position(spans, s)?;
 
@@ -64,7 +64,7 @@ impl<D: Ops> Pass<'_, '_, D> {
     }
 
     /// The same from latents. A key head is what turns, one for all heads, followed by what does not.
-    fn from_latent(&mut self, layer: usize, latent: Latent, s: &mut Scratch<D>) -> Result<()> {
+    fn latent_keys_values(&mut self, layer: usize, latent: Latent, s: &mut Scratch<D>) -> Result<()> {
         let (device, c) = (self.device, self.config);
         if self.binding.layer(layer, Role::QDown).is_some() {
             self.linear(layer, Role::QDown, None, &s.h, &mut s.c)?;
@@ -232,7 +232,11 @@ impl<D: Ops> Pass<'_, '_, D> {
         self.weights.demand(w.id, |stripe| -> Result<()> {
             let out = Columns { stride: w.rows, first: stripe.first };
             Ok(device.matmul(w.matrix(stripe.data, stripe.count), x, n, y, out)?)
-        })
+        })?;
+        match self.adapters {
+            Some(adapters) => adapters.apply(device, w.id, n, x, y),
+            None => Ok(()),
+        }
     }
 
     /// `y = x · Wᵀ + bias`, stripe by stripe as the matrix flows past.
@@ -250,6 +254,9 @@ impl<D: Ops> Pass<'_, '_, D> {
             let out = Columns { stride: w.rows, first: stripe.first };
             Ok(device.matmul(w.matrix(stripe.data, stripe.count), x, n, y, out)?)
         })?;
+        if let Some(adapters) = self.adapters {
+            adapters.apply(device, w.id, n, x, y)?;
+        }
         if let Some(bias) = bias.and_then(|bias| self.binding.layer(layer, bias)) {
             self.weights.rows(bias.id, |stripe| -> Result<()> {
                 Ok(device.add_bias(y, stripe.data, n, bias.cols)?)

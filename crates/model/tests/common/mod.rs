@@ -64,6 +64,16 @@ impl Tensors {
         Self::read(&files)
     }
 
+    /// Takes a tensor out.
+    pub fn take(&mut self, name: &str) -> Option<(Dtype, Vec<usize>, Vec<u8>)> {
+        self.0.remove(name)
+    }
+
+    /// Puts a tensor in.
+    pub fn put(&mut self, name: String, tensor: (Dtype, Vec<usize>, Vec<u8>)) {
+        self.0.insert(name, tensor);
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
@@ -167,8 +177,12 @@ pub const MAX_TOKENS: usize = 200;
 
 impl Run {
     pub fn open(dir: &Path) -> Self {
-        let config = Config::parse(&json(&dir.join("config.json"))).unwrap();
-        let tensors = Tensors::model(dir);
+        Self::of(&json(&dir.join("config.json")), &Tensors::model(dir))
+    }
+
+    /// A checkpoint of these tensors.
+    pub fn of(config: &Value, tensors: &Tensors) -> Self {
+        let config = Config::parse(config).unwrap();
         let catalog = catalog(&config, |hf| tensors.format(hf));
         let files = config.units().into_iter().zip(&catalog.units).map(|(decl, unit)| {
             let mut bytes = Vec::new();
@@ -177,7 +191,7 @@ impl Run {
                 whole[0] = decl.hf_rows;
                 assert_eq!(tensors.shape(&decl.hf), whole, "{}", decl.hf);
                 bytes.resize(tensor.offset as usize, 0);
-                bytes.extend(lifted(decl, tensor.format, &tensors));
+                bytes.extend(lifted(decl, tensor.format, tensors));
             }
             (unit.name.clone(), bytes)
         });
