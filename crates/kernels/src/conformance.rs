@@ -22,7 +22,7 @@ pub use attention::{attend, rope};
 pub use matrix::{decode, matmul, not_finite};
 pub use refusals::{empty, refusals};
 pub use tokens::{
-    add, add_bias, gated, gather, place, rms_norm, rms_norm_rows, scale_rows, scatter_add, store,
+    add, add_bias, gated, gather, place, reorder, rms_norm, rms_norm_rows, scale_rows, scatter_add, store,
 };
 
 use airllm_format::NumFormat;
@@ -80,7 +80,7 @@ pub type Verdict = std::result::Result<(), Failure>;
 macro_rules! conformance {
     ($name:ident, $device:expr) => {
         $crate::conformance!($name, $device,
-            decode matmul not_finite rms_norm rms_norm_rows add_bias add gated scale_rows scatter_add place
+            decode matmul not_finite rms_norm rms_norm_rows add_bias add gated reorder scale_rows scatter_add place
             rope store attend gather refusals empty);
     };
     ($name:ident, $device:expr, $($verb:ident)+) => {

@@ -171,6 +171,18 @@ pub trait Ops: Memory {
     /// `gate[i] = f(gate[i]) · up[i]` for `i < len`.
     fn gated(&self, gate: &mut Self::Buf, up: &Self::Buf, len: usize, f: Activation) -> Result<()>;
 
+    /// `y[t, c] = x[t, order[c]]`: columns in another order, for matrices whose columns were put so. `order` is
+    /// `dim` f32 that are whole numbers below `dim`; of others the result is undefined, but no memory beyond
+    /// the buffers is touched.
+    fn reorder(
+        &self,
+        x: &Self::Buf,
+        order: Self::View<'_>,
+        n: usize,
+        dim: usize,
+        y: &mut Self::Buf,
+    ) -> Result<()>;
+
     /// `y[t, i] *= factors[t]` for rows of `dim` numbers, as many as there are factors.
     fn scale_rows(&self, y: &mut Self::Buf, factors: &[f32], dim: usize) -> Result<()>;
 

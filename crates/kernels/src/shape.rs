@@ -113,6 +113,14 @@ pub(crate) fn gated(gate: usize, up: usize, len: usize) -> Result<Work> {
     Ok(work(&[f32s(&[3, len])], &[5, len]))
 }
 
+pub(crate) fn reorder(x: usize, order: usize, n: usize, dim: usize, y: usize) -> Result<Work> {
+    const VERB: &str = "reorder";
+    need(VERB, "x", f32s(&[n, dim]), x)?;
+    need(VERB, "order", f32s(&[dim]), order)?;
+    need(VERB, "y", f32s(&[n, dim]), y)?;
+    Ok(work(&[f32s(&[2, n, dim]), f32s(&[dim])], &[0]))
+}
+
 pub(crate) fn scale_rows(y: usize, factors: &[f32], dim: usize) -> Result<Work> {
     const VERB: &str = "scale_rows";
     need(VERB, "y", f32s(&[factors.len(), dim]), y)?;

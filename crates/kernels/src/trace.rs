@@ -201,6 +201,12 @@ impl Ops for Trace {
         Ok(())
     }
 
+    fn reorder(&self, x: &Extent, order: Extent, n: usize, dim: usize, y: &mut Extent) -> Result<()> {
+        let work = shape::reorder(x.bytes, order.bytes, n, dim, y.bytes)?;
+        self.verb("reorder", work, n);
+        Ok(())
+    }
+
     fn scale_rows(&self, y: &mut Extent, factors: &[f32], dim: usize) -> Result<()> {
         let work = shape::scale_rows(y.bytes, factors, dim)?;
         self.verb("scale_rows", work, factors.len());

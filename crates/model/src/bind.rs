@@ -29,6 +29,8 @@ pub struct Bound {
     pub rows: usize,
     /// Numbers in a row.
     pub cols: usize,
+    /// The tensor that says in which order its columns are, where that is not the input's.
+    pub order: Option<TensorId>,
 }
 
 /// Finds every tensor that `config` declares in `catalog`, and checks its shape, its format and its
@@ -43,6 +45,7 @@ pub fn bind(config: &Config, catalog: &Catalog) -> Result<Binding> {
             layers.push(units.len());
         }
         let mut bound = Vec::with_capacity(unit.tensors.len());
+        let mut order = None;
         for decl in &unit.tensors {
             let found = catalog.find(&unit.name, &decl.name);
             let Some((id, tensor)) = found.and_then(|id| Some((id, catalog.get(id)?))) else {
@@ -50,8 +53,12 @@ pub fn bind(config: &Config, catalog: &Catalog) -> Result<Binding> {
                 return Err(mismatch(&unit.name, &decl.name, expected, "nothing"));
             };
             check(&unit.name, decl, tensor)?;
+            if decl.is_order {
+                order = Some(id);
+                continue;
+            }
             let &Tensor { format, rows, cols, .. } = tensor;
-            bound.push(Bound { role: decl.role, id, format, rows, cols });
+            bound.push(Bound { role: decl.role, id, format, rows, cols, order: order.take() });
         }
         units.push(bound);
     }

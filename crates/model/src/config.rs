@@ -17,6 +17,7 @@ use crate::{Error, Result};
 use airllm_format::NumFormat;
 use airllm_kernels::{Activation, RopeKind};
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 // Limits far above any published model and far below where a product of two or three of them, in
 // bytes, would overflow. Sizes are `usize`, which therefore must have 64 bits.
@@ -99,6 +100,10 @@ pub struct Config {
     pub norm_offset: bool,
     /// Ids that end a text; may be empty.
     pub eos: Vec<u32>,
+    /// Matrices, by their names in the checkpoint, whose columns are stored in another order. Each has a
+    /// vector before it that says which column of the input belongs to which of its own. No
+    /// `config.json` says so; whoever reads the weights does.
+    pub reordered: BTreeSet<String>,
     /// What the file says the weights are stored as, where that is a plain format. The tensors
     /// themselves decide.
     pub dtype: Option<NumFormat>,
@@ -178,6 +183,7 @@ impl Config {
             head_normalised: traits.head_normalised_if_marked && marked,
             norm_offset: traits.norm_offset && !folded,
             eos: eos(&fields, arch)?,
+            reordered: BTreeSet::new(),
             dtype: dtype(&fields)?,
         })
     }

@@ -5,7 +5,7 @@ mod block;
 use crate::adapter::{Adapters, LowRank};
 use crate::arch::Role;
 use crate::rope::Table;
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 use crate::{Binding, Bound, Config, Error, Result, Sequence};
 use airllm_kernels::{Columns, Matrix, Ops};
 use airllm_stream::Pipeline;
@@ -20,6 +20,7 @@ pub struct Model<D: Ops> {
     device: Arc<D>,
     max_tokens: usize,
     scratch: Scratch<D>,
+    ordered: D::Buf,
     adapters: Option<Adapters<D>>,
     /// Tables, hidden states and logits on their way between host and device.
     host: Vec<f32>,
@@ -65,7 +66,8 @@ impl<D: Ops> Model<D> {
             return Err(Error::Input("a pass cannot be of 0 tokens".into()));
         }
         let scratch = Scratch::new(&*device, &config, max_tokens)?;
-        Ok(Self { config, binding, device, max_tokens, scratch, adapters: None, host: Vec::new() })
+        let ordered = scratch::ordered(&*device, &config, max_tokens)?;
+        Ok(Self { config, binding, device, max_tokens, scratch, ordered, adapters: None, host: Vec::new() })
     }
 
     /// Adds low-rank products to matrices, in place of those added before. Takes
@@ -113,6 +115,7 @@ impl<D: Ops> Model<D> {
             config: &self.config,
             binding: &self.binding,
             device: &*self.device,
+            ordered: &mut self.ordered,
             adapters: &mut self.adapters,
             host: &mut self.host,
             weights,
@@ -176,6 +179,8 @@ struct Pass<'a, 'o, D: Ops> {
     config: &'a Config,
     binding: &'a Binding,
     device: &'a D,
+    /// Inputs in the order of a matrix's columns.
+    ordered: &'a mut D::Buf,
     adapters: &'a mut Option<Adapters<D>>,
     host: &'a mut Vec<f32>,
     weights: &'a mut Pipeline<D>,

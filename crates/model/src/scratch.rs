@@ -41,6 +41,7 @@ struct Widths {
     key: usize,
     value: usize,
     c: usize,
+    ordered: usize,
     scores: usize,
     table: usize,
     local: usize,
@@ -52,18 +53,20 @@ impl Widths {
         let expert = moe.map_or(0, |moe| moe.inner.max(moe.shared));
         let turning = latent.map_or(0, |latent| latent.turning);
         let hidden_of_experts = moe.map_or(0, |_| config.hidden);
+        let wide = config
+            .inner
+            .max(config.query_dim())
+            .max(config.heads * config.value_dim)
+            .max(expert)
+            // Inputs of an expert.
+            .max(hidden_of_experts);
         Widths {
-            wide: config
-                .inner
-                .max(config.query_dim())
-                .max(config.heads * config.value_dim)
-                .max(expert)
-                // Inputs of an expert.
-                .max(hidden_of_experts),
+            wide,
             key: config.key_dim(),
             // The keys' part that turns is here until it is put to the others.
             value: config.value_width().max(turning),
             c: latent.map_or(0, |l| l.kv.max(l.query.unwrap_or(0))).max(hidden_of_experts),
+            ordered: if config.reordered.is_empty() { 0 } else { config.hidden.max(wide) },
             scores: moe.map_or(0, |moe| moe.experts),
             table: config.rotary.dim,
             local: config.local_rotary.as_ref().map_or(0, |rotary| rotary.dim),
@@ -71,8 +74,14 @@ impl Widths {
     }
 
     fn sum(&self, hidden: usize) -> usize {
-        2 * hidden + 2 * self.wide + self.key + self.value + self.c + self.scores + self.table + self.local
+        let attention = self.key + self.value + self.table + self.local;
+        2 * hidden + 2 * self.wide + attention + self.c + self.ordered + self.scores
     }
+}
+
+/// The buffer for inputs in the order that a matrix has its columns in.
+pub(crate) fn ordered<M: Memory>(device: &M, config: &Config, tokens: usize) -> Result<M::Buf> {
+    Ok(device.alloc(Widths::of(config).ordered.saturating_mul(tokens).saturating_mul(size_of::<f32>()))?)
 }
 
 impl<M: Memory> Scratch<M> {

@@ -4,8 +4,8 @@
 mod common;
 
 use airllm_format::NumFormat;
-use airllm_model::rope::Scaling;
 use airllm_model::Config;
+use airllm_model::rope::Scaling;
 use common::{data, json, shared};
 use serde_json::{Value, json};
 

@@ -74,3 +74,32 @@ fn internlm2_is_llama_fused_by_groups() {
     internlm2(&mut config, &mut tensors);
     assert_eq!(logits(&mut Run::of(&config, &tensors)), expected);
 }
+
+#[test]
+fn columns_in_another_order_give_the_same() {
+    let dir = data("tiny_yarn_bias");
+    let (config, mut tensors) = (json(&dir.join("config.json")), Tensors::model(&dir));
+    let ids: Vec<u32> = (1..40).map(|i| i * 5 % 32).collect();
+    let logits = |run: &mut Run| {
+        let mut seq = run.sequence();
+        run.run(&mut seq, &ids, ids.len(), Want::All)
+    };
+    let expected = logits(&mut Run::of(&config, &tensors));
+    let mut parsed = airllm_model::Config::parse(&config).unwrap();
+    for name in ["self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"] {
+        let name = format!("model.layers.1.{name}.weight");
+        let (dtype, shape, bytes) = tensors.take(&name).unwrap();
+        // Column c of the stored matrix is column `order(c)` of the true one.
+        let cols = shape[1];
+        let order = |c: usize| (c * 7 + 3) % cols;
+        let size = bytes.len() / shape[0] / cols;
+        let rows = bytes.chunks(cols * size);
+        let moved = rows.flat_map(|row| (0..cols).flat_map(move |c| row[order(c) * size..][..size].to_vec()));
+        tensors.put(name.clone(), (dtype, shape, moved.collect()));
+        let places = (0..cols).flat_map(|c| (order(c) as f32).to_le_bytes()).collect();
+        tensors.put(format!("{name}_order"), (airllm_format::safetensors::Dtype::F32, vec![cols], places));
+        parsed.reordered.insert(name);
+    }
+    let found = logits(&mut Run::parsed(parsed, &tensors));
+    common::close("logits", &found, &expected, 32, 1e-5);
+}

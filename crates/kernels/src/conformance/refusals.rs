@@ -49,6 +49,10 @@ pub fn refusals<D: Ops>(device: &D) -> Verdict {
         let [gate, up] = bufs else { return Ok(()) };
         device.gated(gate, up, 9, Activation::Silu)
     })?;
+    shrunk(device, "reorder", &[9 * 4], &[2 * 9 * 4, 2 * 9 * 4], |views, bufs| {
+        let [x, y] = bufs else { return Ok(()) };
+        device.reorder(x, views[0], 2, 9, y)
+    })?;
     shrunk(device, "scale_rows", &[], &[2 * 9 * 4], |_, bufs| {
         device.scale_rows(&mut bufs[0], &[1.0, 2.0], 9)
     })?;
@@ -86,6 +90,7 @@ pub fn refusals<D: Ops>(device: &D) -> Verdict {
         shape("add", device.add(y, x, far))?;
         shape("rms_norm_rows", device.rms_norm_rows(y, view, 1e-5, far, far))?;
         shape("gated", device.gated(y, x, far, Activation::GeluTanh))?;
+        shape("reorder", device.reorder(x, view, far, far, y))?;
         shape("scale_rows", device.scale_rows(y, &[1.0, 2.0], far))?;
         shape("scatter_add", device.scatter_add(x, &[u32::MAX], &[1.0], far, y))?;
         argument("scatter_add", device.scatter_add(x, &[0], &[1.0, 2.0], 1, y))?;
@@ -154,6 +159,7 @@ pub fn empty<D: Ops>(device: &D) -> Verdict {
         device.add_bias(&mut y, weight, 4, 0)
     })?;
     lab.must(device.add(&mut y, &x, 0))?;
+    lab.with_view(&[], |order| device.reorder(&x, order, 4, 0, &mut y))?;
     lab.with_view(&[], |weight| device.rms_norm_rows(&mut y, weight, 1e-5, 4, 0))?;
     lab.must(device.gated(&mut y, &x, 0, Activation::Silu))?;
     lab.must(device.scale_rows(&mut y, &[], 4))?;

@@ -145,6 +145,27 @@ pub fn gated<D: Ops>(device: &D) -> Verdict {
     Ok(())
 }
 
+/// Columns in another order.
+pub fn reorder<D: Ops>(device: &D) -> Verdict {
+    for dim in SIZES {
+        for n in TOKENS {
+            let lab = Lab::new(device, format!("reorder [{n}, {dim}]"));
+            let x = Numbers::new(dim * 64 + n).normal(n * dim);
+            // Every column once: 257 is prime and larger than any size but itself.
+            let order: Vec<usize> = (0..257).map(|c| c * 100 % 257).filter(|c| *c < dim).collect();
+            let places: Vec<f32> = order.iter().map(|&c| c as f32).collect();
+            let expected: Vec<f32> = x.chunks(dim).flat_map(|x| order.iter().map(|&c| x[c])).collect();
+            let device_x = lab.upload(&x)?;
+            let mut y = lab.marked(n * dim)?;
+            lab.with_view(&bytes(&places), |order| device.reorder(&device_x, order, n, dim, &mut y))?;
+            let found = lab.download(&y)?;
+            lab.equal(&expected, &found)?;
+            lab.untouched(&found, n * dim)?;
+        }
+    }
+    Ok(())
+}
+
 /// Rows times a factor each.
 pub fn scale_rows<D: Ops>(device: &D) -> Verdict {
     for dim in SIZES {

@@ -2,7 +2,7 @@
 
 use super::matmul::{Widen, matmul};
 use super::packed::{self, Packed, Row};
-use super::rows::{Add, AddBias, Gated, NormRow, RmsNorm, Scale, Turn};
+use super::rows::{Add, AddBias, Gated, NormRow, Reorder, RmsNorm, Scale, Turn};
 use super::simd::Job;
 use super::{Cpu, CpuBuf, attend};
 use crate::{Activation, Attend, Columns, Error, Matrix, Ops, Place, Result, Rope, Work, shape};
@@ -101,6 +101,16 @@ impl Ops for Cpu {
         let up = up.floats()[..len].chunks(PIECE);
         let pieces = gate.floats_mut()[..len].chunks_mut(PIECE).zip(up);
         self.jobs(work.flops, pieces.map(|(gate, up)| Gated { gate, up, f }));
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn reorder(&self, x: &CpuBuf, order: &[u8], n: usize, dim: usize, y: &mut CpuBuf) -> Result<()> {
+        let work = shape::reorder(x.bytes, order.len(), n, dim, y.bytes)?;
+        if dim > 0 {
+            let tokens = x.floats()[..n * dim].chunks(dim).zip(y.floats_mut().chunks_mut(dim));
+            self.jobs((n * dim) as u64, tokens.map(|(x, y)| Reorder { x, order, y }));
+        }
         self.counter.count(work);
         Ok(())
     }

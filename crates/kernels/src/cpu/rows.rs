@@ -94,6 +94,25 @@ impl Job for NormRow<'_> {
     }
 }
 
+/// `y[c] = x[order[c]]` for one token; `order` are little-endian f32.
+pub(crate) struct Reorder<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) order: &'a [u8],
+    pub(crate) y: &'a mut [f32],
+}
+
+impl Job for Reorder<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (y, &from) in self.y.iter_mut().zip(self.order.as_chunks::<4>().0) {
+            // A place that is none reads as NaN, so that it is noticed.
+            *y = self.x.get(f32::from_le_bytes(from) as usize).copied().unwrap_or(f32::NAN);
+        }
+    }
+}
+
 /// `y *= factor`.
 pub(crate) struct Scale<'a> {
     pub(crate) y: &'a mut [f32],

@@ -34,6 +34,9 @@ pub struct TensorDecl {
     pub spans: Vec<Range<usize>>,
     /// What happens to its numbers on the way.
     pub fold: Fold,
+    /// Whether it is not the tensor of that role but the order of its columns, f32 numbers of columns; see
+    /// [`Config::reordered`].
+    pub is_order: bool,
     /// `[dim]` or `[rows, cols]`.
     pub shape: Vec<usize>,
     /// The narrowest format it may be rounded to. F32 for vectors, which are always stored so.
@@ -78,7 +81,7 @@ impl Config {
         let mut units = Vec::with_capacity(self.layers + 2);
         let mut unit = |name: String, shard: &str, prefix: &str, decls: &[Decl], layer: usize| {
             let there = decls.iter().filter(|decl| decl.when.holds(self, layer));
-            let tensors = there.map(|decl| self.tensor(prefix, decl)).collect();
+            let tensors = there.flat_map(|decl| self.tensors(prefix, decl)).collect();
             units.push(UnitDecl { on_demand: name != shard, shard: shard.into(), name, tensors });
         };
         unit("embed".into(), "embed", "", self.arch.embed, 0);
@@ -120,6 +123,25 @@ impl Config {
         pass
     }
 
+    /// A tensor, and before it the order of its columns where they have another one.
+    fn tensors(&self, prefix: &str, decl: &Decl) -> impl Iterator<Item = TensorDecl> {
+        let tensor = self.tensor(prefix, decl);
+        let order = self.reordered.contains(&tensor.hf).then(|| {
+            let cols = tensor.cols();
+            TensorDecl {
+                name: format!("{}_order", tensor.name),
+                hf_rows: cols,
+                spans: std::iter::once(0..cols).collect(),
+                fold: Fold::None,
+                is_order: true,
+                shape: vec![cols],
+                floor: NumFormat::F32,
+                ..tensor.clone()
+            }
+        });
+        order.into_iter().chain([tensor])
+    }
+
     fn tensor(&self, prefix: &str, decl: &Decl) -> TensorDecl {
         let shape = match decl.shape {
             Shape::Vector(dim) => vec![dim.of(self)],
@@ -133,6 +155,7 @@ impl Config {
             hf_rows,
             spans,
             fold: if self.norm_offset && decl.role.is_norm() { Fold::AddOne } else { decl.fold },
+            is_order: false,
             shape,
             floor: decl.floor,
         }

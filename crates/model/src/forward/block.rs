@@ -229,9 +229,16 @@ impl<D: Ops> Pass<'_, '_, D> {
     ) -> Result<()> {
         let device = self.device;
         let w = *self.expert(layer, expert, role)?;
+        let ordered = &mut *self.ordered;
+        if let Some(order) = w.order {
+            self.weights.demand(order, |stripe| -> Result<()> {
+                Ok(device.reorder(x, stripe.data, n, w.cols, ordered)?)
+            })?;
+        }
+        let input = if w.order.is_some() { &*ordered } else { x };
         self.weights.demand(w.id, |stripe| -> Result<()> {
             let out = Columns { stride: w.rows, first: stripe.first };
-            Ok(device.matmul(w.matrix(stripe.data, stripe.count), x, n, y, out)?)
+            Ok(device.matmul(w.matrix(stripe.data, stripe.count), input, n, y, out)?)
         })?;
         match self.adapters {
             Some(adapters) => adapters.apply(device, w.id, n, x, y),
@@ -250,9 +257,16 @@ impl<D: Ops> Pass<'_, '_, D> {
     ) -> Result<()> {
         let (device, n) = (self.device, self.tokens);
         let w = need(self.binding.layer(layer, role), role)?;
+        let ordered = &mut *self.ordered;
+        if let Some(order) = w.order {
+            self.weights.rows(order, |stripe| -> Result<()> {
+                Ok(device.reorder(x, stripe.data, n, w.cols, ordered)?)
+            })?;
+        }
+        let input = if w.order.is_some() { &*ordered } else { x };
         self.weights.rows(w.id, |stripe| -> Result<()> {
             let out = Columns { stride: w.rows, first: stripe.first };
-            Ok(device.matmul(w.matrix(stripe.data, stripe.count), x, n, y, out)?)
+            Ok(device.matmul(w.matrix(stripe.data, stripe.count), input, n, y, out)?)
         })?;
         if let Some(adapters) = self.adapters {
             adapters.apply(device, w.id, n, x, y)?;

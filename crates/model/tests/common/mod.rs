@@ -182,11 +182,19 @@ impl Run {
 
     /// A checkpoint of these tensors.
     pub fn of(config: &Value, tensors: &Tensors) -> Self {
-        let config = Config::parse(config).unwrap();
+        Self::parsed(Config::parse(config).unwrap(), tensors)
+    }
+
+    pub fn parsed(config: Config, tensors: &Tensors) -> Self {
         let catalog = catalog(&config, |hf| tensors.format(hf));
         let files = config.units().into_iter().zip(&catalog.units).map(|(decl, unit)| {
             let mut bytes = Vec::new();
             for (decl, tensor) in decl.tensors.iter().zip(&unit.tensors) {
+                if decl.is_order {
+                    bytes.resize(tensor.offset as usize, 0);
+                    bytes.extend_from_slice(tensors.bytes(&format!("{}_order", decl.hf)));
+                    continue;
+                }
                 let mut whole = decl.shape.clone();
                 whole[0] = decl.hf_rows;
                 assert_eq!(tensors.shape(&decl.hf), whole, "{}", decl.hf);
