@@ -167,8 +167,10 @@ fn ring(path: &Path, bytes: u64) -> Option<u64> {
     let tensor =
         Tensor { name: "w".into(), file: 0, offset: 0, format: NumFormat::Bf16, rows, cols, checksum: None };
     let id = TensorId { unit: 0, tensor: 0 };
-    let catalog =
-        Catalog { units: vec![Unit { name: "layer".into(), tensors: vec![tensor] }], pass: vec![id] };
+    let catalog = Catalog {
+        units: vec![Unit { name: "layer".into(), tensors: vec![tensor], on_demand: false }],
+        pass: vec![id],
+    };
     let timeline = Arc::new(Timeline::new(false));
     let options = Options { pinned: vec![], slots: 4, slot_bytes: BLOCK, readers: 2, timeline };
     let mut stream = Pipeline::start(Arc::new(Cpu::new(1)), Arc::new(source), catalog, &options).ok()?;

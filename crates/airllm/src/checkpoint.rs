@@ -208,7 +208,7 @@ pub(crate) fn prepared_catalog(prepared: &Prepared, config: &Config) -> Result<C
             })
         };
         let tensors = shard.tensors.iter().map(tensor).collect::<Result<_>>()?;
-        catalog.units.push(Unit { name: shard.unit.clone(), tensors });
+        catalog.units.push(Unit { name: shard.unit.clone(), tensors, on_demand: false });
     }
     catalog.pass = lift::pass(&catalog, config);
     Ok(catalog)

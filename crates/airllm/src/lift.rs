@@ -136,7 +136,7 @@ pub(crate) fn catalog(units: &[UnitPlan], config: &Config) -> Catalog {
                 checksum: None,
             }
         });
-        catalog.units.push(Unit { name: plan.name.clone(), tensors: tensors.collect() });
+        catalog.units.push(Unit { name: plan.name.clone(), tensors: tensors.collect(), on_demand: false });
     }
     catalog.pass = pass(&catalog, config);
     catalog

@@ -132,7 +132,7 @@ pub fn catalog(config: &Config, format: impl Fn(&str) -> NumFormat) -> Catalog {
             offset = (offset + tensor.bytes() as u64).next_multiple_of(256);
             tensor
         });
-        Unit { name: decl.name.clone(), tensors: tensors.collect() }
+        Unit { name: decl.name.clone(), tensors: tensors.collect(), on_demand: false }
     };
     let units = config.units().iter().enumerate().map(unit).collect();
     let mut catalog = Catalog { units, pass: Vec::new() };
