@@ -8,7 +8,7 @@ use airllm_kernels::{Event, Trace};
 use airllm_model::arch::{ALL, Arch, Flag, Role, RopeExtra};
 use airllm_model::{Config, Error, Model, Sequence, Span, TensorDecl, Want};
 use airllm_model::{activation_bytes, bind, kv_bytes};
-use airllm_stream::{Catalog, Options, Pipeline, Tensor, Timeline};
+use airllm_stream::{Catalog, ExpertCache, Options, Pipeline, Tensor, Timeline};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -125,6 +125,7 @@ fn walk(json: &Value, discrete: bool) -> Walk {
         pinned: vec![false, true],
         slots: 2,
         slot_bytes: 8192,
+        experts: ExpertCache { slots: 2, slot_bytes: 8192 },
         readers: 1,
         timeline: Arc::new(Timeline::new(false)),
     };

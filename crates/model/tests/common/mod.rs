@@ -6,7 +6,7 @@ use airllm_format::{MemorySource, NumFormat};
 use airllm_kernels::Cpu;
 use airllm_model::arch::Fold;
 use airllm_model::{Config, Model, Sequence, Span, TensorDecl, UnitDecl, Want, bind};
-use airllm_stream::{Catalog, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
+use airllm_stream::{Catalog, ExpertCache, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -132,7 +132,7 @@ pub fn catalog(config: &Config, format: impl Fn(&str) -> NumFormat) -> Catalog {
             offset = (offset + tensor.bytes() as u64).next_multiple_of(256);
             tensor
         });
-        Unit { name: decl.name.clone(), tensors: tensors.collect(), on_demand: false }
+        Unit { name: decl.name.clone(), tensors: tensors.collect(), on_demand: decl.on_demand }
     };
     let units = config.units().iter().enumerate().map(unit).collect();
     let mut catalog = Catalog { units, pass: Vec::new() };
@@ -210,6 +210,8 @@ impl Run {
             pinned: Vec::new(),
             slots: 3,
             slot_bytes: 8192,
+            // An expert is several stripes, and some stay from token to token.
+            experts: ExpertCache { slots: 5, slot_bytes: 8192 },
             readers: 1,
             timeline: Arc::new(Timeline::new(false)),
         };
