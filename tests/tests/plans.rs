@@ -5,7 +5,7 @@ use airllm::{AutoModel, Bits, Checkpoint, Generation};
 use airllm_format::{FaultSource, FileSource, LayerSource, ReadMode};
 use airllm_kernels::Cpu;
 use airllm_model::{Model, Span, Want, bind};
-use airllm_stream::{Options, Pipeline, Timeline};
+use airllm_stream::{ExpertCache, Options, Pipeline, Timeline};
 use airllm_tests::checkpoint::{self, Dtype, Shape};
 use proptest::prelude::*;
 use std::path::Path;
@@ -26,8 +26,12 @@ struct Prepared {
 }
 
 fn prepared(tied: bool, dtype: Dtype, bits: Bits, seed: u64) -> Prepared {
-    let dir = tempfile::tempdir().unwrap();
     let shape = Shape { layers: 4, tied, attention_bias: tied, mlp_bias: tied, ..Shape::TINY };
+    of_shape(shape, dtype, bits, seed)
+}
+
+fn of_shape(shape: Shape, dtype: Dtype, bits: Bits, seed: u64) -> Prepared {
+    let dir = tempfile::tempdir().unwrap();
     let made = checkpoint::Checkpoint::new(shape).dtype(dtype).seed(seed).shards(2);
     made.write(&dir.path().join("model")).unwrap();
     let builder = AutoModel::builder().home(dir.path().join("home")).bits(bits);
@@ -40,7 +44,9 @@ fn prepared(tied: bool, dtype: Dtype, bits: Bits, seed: u64) -> Prepared {
 /// How a run is laid out, and what goes wrong in it.
 #[derive(Debug, Clone)]
 struct Layout {
+    /// Units that stay, over and over if there are more units.
     pinned: Vec<bool>,
+    expert_slots: usize,
     slots: usize,
     slot_bytes: usize,
     readers: usize,
@@ -54,10 +60,11 @@ struct Layout {
 
 fn layout() -> impl Strategy<Value = Layout> {
     let stream = (prop::collection::vec(any::<bool>(), 6), 1usize..5, 2usize..12, 1usize..5);
-    let compute = (1usize..4, 1usize..14, any::<bool>());
+    let compute = (1usize..4, 1usize..14, any::<bool>(), 2usize..20);
     let faults = (prop::collection::btree_set(0u64..60, 0..4), prop::option::of(any::<u64>()), 0u64..4);
     (stream, compute, faults).prop_map(|(stream, compute, faults)| Layout {
         pinned: stream.0,
+        expert_slots: compute.3,
         slots: stream.1,
         slot_bytes: stream.2 * 4096,
         readers: stream.3,
@@ -86,7 +93,8 @@ fn run(model: &Prepared, layout: &Layout) -> Vec<Vec<u32>> {
     let config = model.checkpoint.config().clone();
     let catalog = model.checkpoint.catalog(None).unwrap();
     let options = Options {
-        pinned: layout.pinned.clone(),
+        pinned: layout.pinned.iter().copied().cycle().take(catalog.units.len()).collect(),
+        experts: ExpertCache { slots: layout.expert_slots, slot_bytes: layout.slot_bytes },
         slots: layout.slots,
         slot_bytes: layout.slot_bytes,
         readers: layout.readers,
@@ -141,6 +149,7 @@ fn best(row: &[f32]) -> u32 {
 fn simple() -> Layout {
     Layout {
         pinned: vec![true; 6],
+        expert_slots: 0,
         slots: 0,
         slot_bytes: 1 << 20,
         readers: 1,
@@ -176,6 +185,13 @@ fn logits_are_the_same_bits_for_every_plan_at_32_8_and_4_bits() {
     check(&prepared(false, Dtype::F32, Bits::Source, 3), 12);
     check(&prepared(false, Dtype::Bf16, Bits::Q8, 4), 12);
     check(&prepared(true, Dtype::Bf16, Bits::Q4, 5), 12);
+}
+
+#[test]
+fn logits_are_the_same_bits_for_every_plan_with_experts() {
+    let shape = Shape { layers: 3, experts: 5, intermediate: 64, ..Shape::TINY };
+    check(&of_shape(shape, Dtype::Bf16, Bits::Source, 6), 24);
+    check(&of_shape(shape, Dtype::Bf16, Bits::Q4, 7), 12);
 }
 
 #[test]

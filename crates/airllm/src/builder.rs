@@ -422,6 +422,8 @@ impl Builder {
             cache_may_shrink: self.cache_tokens.is_none() && self.context.is_none(),
             batch_tokens: self.batch_tokens,
             logit_rows: self.max_batch,
+            additions: Arc::from([]),
+            making: 0,
         }
     }
 

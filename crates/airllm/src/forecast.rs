@@ -2,10 +2,11 @@
 
 use crate::{Error, Result};
 use airllm_format::Bits;
-use airllm_model::{Config, activation_bytes, kv_bytes, logits_bytes};
-use airllm_stream::plan::{UnitNeed, plan};
+use airllm_model::{Config, LowRank, activation_bytes, adapter_bytes, kv_bytes, logits_bytes};
+use airllm_stream::plan::{Share, UnitNeed, plan};
 use airllm_stream::{Catalog, Hardware, Need, Plan, Request};
 use serde::Serialize;
+use std::sync::Arc;
 
 /// A plan and everything it was made from.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -66,6 +67,10 @@ pub(crate) struct Want {
     pub(crate) batch_tokens: Option<usize>,
     /// Rows of logits that a pass returns.
     pub(crate) logit_rows: usize,
+    /// Additions to the weights.
+    pub(crate) additions: Arc<[LowRank]>,
+    /// Bytes that whoever makes the weights needs beside them.
+    pub(crate) making: u64,
 }
 
 /// Tokens a pass where memory is plenty: enough that reading a prompt is bound by arithmetic.
@@ -96,8 +101,12 @@ pub(crate) fn forecast(
     let mut refusal = None;
     for &context in &caches[cache..] {
         for batch_tokens in batches(want.batch_tokens, config, budget) {
-            let fixed = fixed_bytes(config, catalog, context, batch_tokens, want.logit_rows);
-            let need = Need::of(catalog, fixed);
+            let fixed = fixed_bytes(config, catalog, context, batch_tokens, want);
+            let share = config.moe.as_ref().map_or(Share::WHOLE, |moe| Share {
+                used: moe.top_k as u32,
+                of: moe.experts as u32,
+            });
+            let need = Need::of(catalog, fixed).with_shares(|_| share);
             match plan(&need, &hardware, &want.request) {
                 Ok(plan) => {
                     return Ok(Forecast {
@@ -141,11 +150,13 @@ fn batches(asked: Option<usize>, config: &Config, budget: u64) -> Vec<usize> {
 }
 
 /// Bytes besides weights and ring: cache, activations, logits, rows of the embedding on their way.
-fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, logit_rows: usize) -> u64 {
+fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, want: &Want) -> u64 {
     let row = catalog.find("embed", "embed").and_then(|id| catalog.get(id)).map_or(0, |t| t.row_bytes());
     (kv_bytes(config, cache) as u64)
         .saturating_add(activation_bytes(config, batch) as u64)
-        .saturating_add(logits_bytes(config, logit_rows) as u64)
+        .saturating_add(logits_bytes(config, want.logit_rows) as u64)
+        .saturating_add(adapter_bytes(&want.additions, batch) as u64)
+        .saturating_add(want.making)
         .saturating_add((row * batch) as u64)
         .saturating_add(OVERHEAD)
 }

@@ -346,7 +346,14 @@ impl<'a> Generate<'a> {
 
     fn counters(&self) -> Counters {
         let (stats, flops) = (self.engine.stats(), self.engine.work().flops);
-        Counters { read: stats.bytes_read, leased: stats.bytes_leased, wait_ns: stats.wait_ns, flops }
+        Counters {
+            read: stats.bytes_read,
+            leased: stats.bytes_leased,
+            wait_ns: stats.wait_ns,
+            flops,
+            hits: stats.demand_hits,
+            misses: stats.demand_misses,
+        }
     }
 }
 
