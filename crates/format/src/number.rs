@@ -158,6 +158,14 @@ impl NumFormat {
         }
     }
 
+    /// Rows are whole multiples of this many weights: the block of the formats in blocks, 1 for the others.
+    pub const fn multiple(self) -> usize {
+        match self.layout() {
+            Layout::Blocks(_) => self.group(),
+            Layout::Plain(_) | Layout::Sections { .. } => 1,
+        }
+    }
+
     /// How the bytes of a row are arranged.
     pub const fn layout(self) -> Layout {
         match self {
@@ -261,6 +269,8 @@ mod tests {
         assert_eq!(NumFormat::I8.row_bytes(33), 64 + 4 + 12);
         assert_eq!(NumFormat::I8.row_bytes(0), 0);
         assert_eq!(NumFormat::Q4K.row_bytes(512), 288);
+        assert_eq!(NumFormat::Q4K.multiple(), 256);
+        assert_eq!((NumFormat::Q8_0.multiple(), NumFormat::Q8.multiple()), (32, 1));
     }
 
     #[test]
