@@ -166,6 +166,7 @@ impl Run {
             slots: 3,
             slot_bytes: 8192,
             readers: 1,
+            experts: airllm_stream::ExpertCache::default(),
             timeline: Arc::new(Timeline::new(false)),
         };
         let weights = Pipeline::start(device.clone(), source, catalog, &options).unwrap();
