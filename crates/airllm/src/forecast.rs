@@ -66,6 +66,8 @@ pub(crate) struct Want {
     pub(crate) batch_tokens: Option<usize>,
     /// Rows of logits that a pass returns.
     pub(crate) logit_rows: usize,
+    /// Bytes that making rows takes, of a checkpoint that runs as it is.
+    pub(crate) extra: u64,
 }
 
 /// Tokens a pass where memory is plenty: enough that reading a prompt is bound by arithmetic.
@@ -96,7 +98,7 @@ pub(crate) fn forecast(
     let mut refusal = None;
     for &context in &caches[cache..] {
         for batch_tokens in batches(want.batch_tokens, config, budget) {
-            let fixed = fixed_bytes(config, catalog, context, batch_tokens, want.logit_rows);
+            let fixed = fixed_bytes(config, catalog, context, batch_tokens, want);
             let need = Need::of(catalog, fixed);
             match plan(&need, &hardware, &want.request) {
                 Ok(plan) => {
@@ -140,14 +142,16 @@ fn batches(asked: Option<usize>, config: &Config, budget: u64) -> Vec<usize> {
     halves[first..].to_vec()
 }
 
-/// Bytes besides weights and ring: cache, activations, logits, rows of the embedding on their way.
-fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, logit_rows: usize) -> u64 {
+/// Bytes besides weights and ring: cache, activations, logits, rows of the embedding on their way, rows
+/// that are made.
+fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, want: &Want) -> u64 {
     let row = catalog.find("embed", "embed").and_then(|id| catalog.get(id)).map_or(0, |t| t.row_bytes());
     (kv_bytes(config, cache) as u64)
         .saturating_add(activation_bytes(config, batch) as u64)
-        .saturating_add(logits_bytes(config, logit_rows) as u64)
+        .saturating_add(logits_bytes(config, want.logit_rows) as u64)
         .saturating_add((row * batch) as u64)
         .saturating_add(OVERHEAD)
+        .saturating_add(want.extra)
 }
 
 /// What fewer bits would bring: `catalogs` holds the same model by bits.

@@ -83,7 +83,7 @@ fn check(unit: &str, decl: &TensorDecl, tensor: &Tensor) -> Result<()> {
         return Err(mismatch(unit, &decl.name, "a vector of f32", tensor.format.name()));
     }
     // `NumFormat` is ordered from the widest to the narrowest.
-    if tensor.format > decl.floor {
+    if tensor.format > decl.floor && !tensor.format.is_foreign() {
         let expected = format!("{} or wider", decl.floor);
         return Err(mismatch(unit, &decl.name, expected, tensor.format.name()));
     }

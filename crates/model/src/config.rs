@@ -134,7 +134,8 @@ impl Config {
     /// Reads a `config.json` in any spelling that the transformers library has written.
     ///
     /// Absent fields mean what they mean there. Fields that do not change what is computed are ignored
-    /// (`pretraining_tp`, `initializer_range`, …); a value that would make the result differ from the
+    /// (`pretraining_tp`, `initializer_range`, …), and so is how the weights are stored
+    /// (`quantization_config`); a value that would make the result differ from the
     /// reference is refused, never guessed around.
     pub fn parse(json: &Value) -> Result<Self> {
         let Value::Object(map) = json else {
@@ -142,10 +143,6 @@ impl Config {
         };
         let fields = Fields::new(map, "");
         let arch = architecture(&fields)?;
-        if let Some(quantisation) = fields.object("quantization_config")? {
-            let method = Fields::new(quantisation, "quantization_config.");
-            return Err(method.refuse("quant_method", "weights stored as f32, f16 or bf16"));
-        }
         activation(&fields)?;
 
         let hidden = fields.needed_size("hidden_size", MOST_HIDDEN)?;

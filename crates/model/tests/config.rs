@@ -99,10 +99,7 @@ fn every_fixture_of_the_reference_set_is_understood_or_refused_by_name() {
             Err(Error::Architecture { found, known }) => {
                 assert!(found.contains(name) && known.contains("LlamaForCausalLM"), "{path:?}");
             }
-            Err(error) => {
-                assert!(json.get("quantization_config").is_some(), "{path:?}: {error}");
-                assert!(error.to_string().contains("quantization_config.quant_method"), "{error}");
-            }
+            Err(error) => panic!("{path:?}: {error}"),
         }
     }
 }
@@ -197,6 +194,7 @@ fn harmless_variants_are_accepted() {
         ("model_type", json!("whatever, as architectures decides")),
         ("architectures", json!(["Other", "LlamaForCausalLM"])),
         ("quantization_config", Value::Null),
+        ("quantization_config", json!({"quant_method": "gptq"})),
     ] {
         let json = with(field, value);
         Config::parse(&json).unwrap_or_else(|error| panic!("{json}: {error}"));
@@ -261,11 +259,6 @@ fn refusals_name_the_field_what_was_expected_and_what_was_found() {
         ("architectures", json!("LlamaForCausalLM"), ["architectures", "a list", "LlamaForCausalLM"]),
         ("architectures", json!([3]), ["architectures", "names", "[3]"]),
         ("architectures", json!([]), ["architectures", "the name of an architecture", "[]"]),
-        (
-            "quantization_config",
-            json!({"quant_method": "gptq"}),
-            ["quantization_config.quant_method", "f32, f16 or bf16", "\"gptq\""],
-        ),
         ("dtype", json!(16), ["dtype", "text", "16"]),
     ] {
         let message = message(&with(field, value));
