@@ -158,6 +158,14 @@ impl NumFormat {
         }
     }
 
+    /// Rows are whole multiples of this many weights: the block of the formats in blocks, 1 for the others.
+    pub const fn multiple(self) -> usize {
+        match self.layout() {
+            Layout::Blocks(_) => self.group(),
+            Layout::Plain(_) | Layout::Sections { .. } => 1,
+        }
+    }
+
     /// How the bytes of a row are arranged.
     pub const fn layout(self) -> Layout {
         match self {

@@ -40,8 +40,46 @@ pub enum Error {
         /// Bytes there.
         found: usize,
     },
-    /// A format that has a name but no packing.
-    #[error("rows cannot be packed as {format}")]
+    /// A row of a format in blocks ends within a block.
+    #[error("a row of {cols} weights cannot be {format}: that comes in whole blocks of {block}")]
+    PartBlock {
+        /// The format asked for.
+        format: NumFormat,
+        /// Weights in the row.
+        cols: usize,
+        /// Weights in a block.
+        block: usize,
+    },
+    /// A row is to be made of scales or zero points that are too few or too many.
+    #[error("a {format} row of {cols} weights has {expected} {what}, not {found}")]
+    Count {
+        /// The format asked for.
+        format: NumFormat,
+        /// Weights in the row.
+        cols: usize,
+        /// What was counted.
+        what: &'static str,
+        /// How many are needed.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// A row is to be made of a code or a zero point that the format cannot hold.
+    #[error("{what} {position} of the row is {found}; {format} reaches only to {limit}")]
+    OutOfRange {
+        /// The format asked for.
+        format: NumFormat,
+        /// "code" or "zero point".
+        what: &'static str,
+        /// Index in the row.
+        position: usize,
+        /// The number.
+        found: usize,
+        /// The largest that the format holds.
+        limit: usize,
+    },
+    /// A format that rows cannot be made in this way.
+    #[error("{format} rows cannot be made this way")]
     Unsupported {
         /// The format asked for.
         format: NumFormat,

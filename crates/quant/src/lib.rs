@@ -47,6 +47,90 @@
 //! Readers ignore codes beyond `cols`. A scale has 11 significant bits and a code at most 8, so the
 //! product is exact in f32: every reader gets the very same weights.
 //!
+//! # Formats that checkpoints come in
+//!
+//! They hold what a checkpoint of that kind holds, code for code, so that nothing is rounded a second
+//! time. Every formula below is computed in f32, each operation rounded by itself, which gives bit for bit
+//! what the reference implementations give in f32.
+//!
+//! **`a4`, `a4g64`, `a4g128`** (GPTQ and AWQ of 4 bits): `G = ceil(cols/group)` groups of 32, 64 or 128
+//! weights; `C = G·group/2`. [`affine_row`] makes such rows.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | `0 .. C` | codes 0 to 15 as in `q4`: byte `16k + j` holds `code[32k + j]` in its low and `code[32k + 16 + j]` in its high four bits |
+//! | `C .. C+4G` | `scale[g]` as f32 |
+//! | `C+4G .. C+5G` | `zero[g]` as u8, 0 to 16 |
+//! | `C+5G .. ` next multiple of 16 | zeros |
+//!
+//! `weight[c] = scale[g] · (code[c] − zero[g])`, the difference being exact.
+//!
+//! **`a8`** (GPTQ of 8 bits): the same with `C = 32G` codes of a byte each in groups of 32, and `zero[g]`
+//! as u16, 0 to 256, at byte `36G + 2g`.
+//!
+//! **`i8`** (LLM.int8() of bitsandbytes): `C = ceil(cols/32)·32`. [`i8_row`] makes such rows.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | `0 .. C` | signed codes |
+//! | `C .. C+4` | `scb`, the row's largest magnitude, as f32 |
+//! | `C+4 .. ` next multiple of 16 | zeros |
+//!
+//! `weight[c] = code[c] · scb / 127`, in this order: the product is rounded, then the quotient.
+//!
+//! **`f8`** (float8 checkpoints): `G = ceil(cols/128)`. [`f8_row`] makes such rows.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | `0 .. 128G` | `code[c]` in `e4m3fn`: sign, four bits of exponent (bias 7), three of fraction; no infinities, 0x7f and 0xff are NaN |
+//! | `128G .. 132G` | `scale[g]` as f32 |
+//! | `132G .. ` next multiple of 16 | zeros |
+//!
+//! `weight[c] = scale[c / 128] · code[c]`.
+//!
+//! **`nf4`** (bitsandbytes, QLoRA): `G = ceil(cols/64)`. [`nf4_row`] makes such rows. The codes lie as in
+//! `q4`, not as in bitsandbytes' files, which have the earlier code in the high bits: so they are widened
+//! without a shuffle.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | `0 .. 32G` | codes 0 to 15 as in `q4` |
+//! | `32G .. 36G` | `absmax[g]` as f32 |
+//! | `36G .. ` next multiple of 16 | zeros |
+//!
+//! `weight[c] = NF4[code[c]] · absmax[c / 64]`, see [`NF4`]. Nested scales are widened before.
+//!
+//! **Blocks of GGUF files** (the names are those of ggml). A row is its blocks, one after the other,
+//! without padding, exactly as in a file; `cols` must be whole blocks. `d`, `m` and `dmin` are f16.
+//!
+//! | format | block | its bytes | weight |
+//! |---|---|---|---|
+//! | `q8_0` | 32 | `d`; 32 signed codes | `d · code` |
+//! | `q4_0` | 32 | `d`; 16 of codes as in `q4` | `d · (code − 8)` |
+//! | `q4_1` | 32 | `d`; `m`; 16 of codes | `d · code + m` |
+//! | `q5_0` | 32 | `d`; 4: bit `c` is the fifth bit of `code[c]`; 16 of low bits as in `q4` | `d · (code − 16)` |
+//! | `q5_1` | 32 | `d`; `m`; 4 of fifth bits; 16 of low bits | `d · code + m` |
+//! | `q6_k` | 256 | 128 of low four bits; 64 of high two; 16 of `s`, signed, each for 16 weights; `d` | `d · s · (code − 32)` |
+//! | `q5_k` | 256 | `d`; `dmin`; 12 of `s` and `t`; 32 of fifth bits; 128 of low four | `d · s · code − dmin · t` |
+//! | `q4_k` | 256 | `d`; `dmin`; 12 of `s` and `t`, each for 32 weights; 128 of codes | `d · s · code − dmin · t` |
+//! | `q3_k` | 256 | 32 of high bits; 64 of low two; 12 of `s`, each for 16 weights; `d` | `d · (s − 32) · (code − 4)` |
+//! | `q2_k` | 256 | 16: `s` in the low, `t` in the high four bits, each for 16 weights; 64 of codes; `d`; `dmin` | `d · s · code − dmin · t` |
+//!
+//! Where the bits of column `c` of 256 lie:
+//!
+//! - four bits, `q4_k` and `q5_k`: byte `32⌊c/64⌋ + c mod 32`, the high four where `c mod 64 ≥ 32`;
+//! - four bits, `q6_k`: byte `64⌊c/128⌋ + c mod 64`, the high four where `c mod 128 ≥ 64`;
+//! - two bits: byte `32⌊c/128⌋ + c mod 32`, shifted by twice `⌊c/32⌋ mod 4`;
+//! - one bit (the fifth of `q5_k`, the high one of `q3_k`): byte `c mod 32`, bit `⌊c/32⌋`.
+//!
+//! Six-bit numbers of `q4_k` and `q5_k`, `b` being the 12 bytes: for `p < 4`, `s[p]` are the low six bits of
+//! `b[p]` and `t[p]` those of `b[p+4]`; for `p ≥ 4`, `s[p]` has its low four bits in the low half of `b[p+4]`
+//! and its high two in the top of `b[p−4]`, and `t[p]` its low four in the high half of `b[p+4]` and its high
+//! two in the top of `b[p]`. Of `q3_k`: the low four bits of `s[p]` are the half `⌊p/8⌋` of `b[p mod 8]`, the
+//! high two the quarter `⌊p/4⌋` of `b[8 + p mod 4]`.
+//!
+//! But for adding `m` and subtracting `dmin · t`, all of it is exact in f32.
+//!
 //! # How numbers are rounded
 //!
 //! - `f16`, `bf16`: to nearest, ties to even. A weight that would become infinite is refused.
@@ -56,6 +140,9 @@
 //!   ends, with the scales `m / −8` and `m / 7`. Either is tried as it is and once more after least
 //!   squares: for the codes it gives, `Σ w·code / Σ code²` is the scale of least error, under which
 //!   codes are rounded anew. Of the four the one of least squared error is taken.
+//! - the others: to nearest between the least and the largest weight of a group or block, without any search
+//!   for better scales. Nothing is stored in them but what came in them; packing is there so that whoever
+//!   reads them can be tested. ggml's own packers lose less in the formats of 256.
 //!
 //! # What it costs
 //!
@@ -66,15 +153,38 @@
 //! | `f32` | 32 | 0 | |
 //! | `f16` | 16 | 4.31e-8 | -73.7 |
 //! | `bf16` | 16 | 2.76e-6 | -55.6 |
+//! | `a8` | 9.5 | 2.26e-5 | -46.5 |
+//! | `q8_0` | 8.5 | 2.86e-5 | -45.4 |
 //! | `q8` | 8.25 | 3.51e-5 | -44.5 |
+//! | `f8` | 8.25 | 6.62e-4 | -31.8 |
+//! | `i8` | 8 | 7.45e-5 | -41.3 |
+//! | `q6_k` | 6.5625 | 3.52e-4 | -34.5 |
+//! | `q5_1` | 6 | 1.43e-3 | -28.4 |
+//! | `q5_0` | 5.5 | 1.82e-3 | -27.4 |
+//! | `q5_k` | 5.5 | 1.46e-3 | -28.4 |
+//! | `a4` | 5.25 | 6.52e-3 | -21.9 |
+//! | `q4_1` | 5 | 6.13e-3 | -22.1 |
+//! | `a4g64` | 4.625 | 8.29e-3 | -20.8 |
 //! | `q4` | 4.5 | 6.90e-3 | -21.6 |
+//! | `q4_0` | 4.5 | 7.38e-3 | -21.3 |
+//! | `q4_k` | 4.5 | 6.15e-3 | -22.1 |
+//! | `nf4` | 4.5 | 8.46e-3 | -20.7 |
+//! | `a4g128` | 4.3125 | 1.01e-2 | -20.0 |
+//! | `q3_k` | 3.4375 | 2.40e-2 | -16.2 |
+//! | `q2_k` | 2.625 | 1.08e-1 | -9.7 |
 #![forbid(unsafe_code)]
 
+mod affine;
+mod blocks;
+mod coded;
 mod error;
 mod groups;
+mod kquants;
 mod measure;
 mod row;
 
+pub use affine::affine_row;
+pub use coded::{NF4, f8_row, i8_row, nf4_row};
 pub use error::{Error, Result};
 pub use measure::{loss, nmse};
 pub use row::{pack_row, unpack_row};

@@ -1,6 +1,6 @@
 //! Packing and unpacking of one row.
 
-use crate::{Error, Result, groups};
+use crate::{Error, Result, affine, blocks, coded, groups, kquants};
 use airllm_format::NumFormat;
 use half::{bf16, f16};
 
@@ -10,8 +10,9 @@ use half::{bf16, f16};
 ///
 /// # Errors
 ///
-/// [`Error::RowBytes`] if `row` has another length, [`Error::NotFinite`] for NaN and infinities,
-/// [`Error::TooLarge`] for weights beyond the format's range. After an error `row` holds anything.
+/// [`Error::RowBytes`] if `row` has another length, [`Error::PartBlock`] where blocks would not be whole,
+/// [`Error::NotFinite`] for NaN and infinities, [`Error::TooLarge`] for weights beyond the format's range.
+/// After an error `row` holds anything.
 pub fn pack_row(format: NumFormat, weights: &[f32], row: &mut [u8]) -> Result<()> {
     check_length(format, weights.len(), row.len())?;
     check_values(format, weights)?;
@@ -33,6 +34,18 @@ pub fn pack_row(format: NumFormat, weights: &[f32], row: &mut [u8]) -> Result<()
         }
         NumFormat::Q8 => pack_q8(weights, row),
         NumFormat::Q4 => pack_q4(weights, row),
+        NumFormat::A8 | NumFormat::A4 | NumFormat::A4G64 | NumFormat::A4G128 => {
+            return affine::pack(format, weights, row);
+        }
+        NumFormat::F8 => return coded::pack_f8(weights, row),
+        NumFormat::I8 => return coded::pack_i8(weights, row),
+        NumFormat::Nf4 => return coded::pack_nf4(weights, row),
+        NumFormat::Q8_0 | NumFormat::Q5_1 | NumFormat::Q5_0 | NumFormat::Q4_1 | NumFormat::Q4_0 => {
+            blocks::pack(format, weights, row);
+        }
+        NumFormat::Q6K | NumFormat::Q5K | NumFormat::Q4K | NumFormat::Q3K | NumFormat::Q2K => {
+            kquants::pack(format, weights, row);
+        }
         format => return Err(Error::Unsupported { format }),
     }
     Ok(())
@@ -40,11 +53,11 @@ pub fn pack_row(format: NumFormat, weights: &[f32], row: &mut [u8]) -> Result<()
 
 /// Widens one packed row to f32; `row` is `format.row_bytes(weights.len())` bytes.
 ///
-/// Exact: every packed value is an f32. NaN and infinities that a file holds come out as they are.
+/// What a format stores is rounded to f32 at most as the [crate] says of it. NaN and infinities that a file holds come out as they are.
 ///
 /// # Errors
 ///
-/// [`Error::RowBytes`] if `row` has another length.
+/// [`Error::RowBytes`] if `row` has another length, [`Error::PartBlock`] where blocks would not be whole.
 pub fn unpack_row(format: NumFormat, row: &[u8], weights: &mut [f32]) -> Result<()> {
     check_length(format, weights.len(), row.len())?;
     match format {
@@ -65,12 +78,29 @@ pub fn unpack_row(format: NumFormat, row: &[u8], weights: &mut [f32]) -> Result<
         }
         NumFormat::Q8 => unpack_q8(row, weights),
         NumFormat::Q4 => unpack_q4(row, weights),
+        NumFormat::A8 | NumFormat::A4 | NumFormat::A4G64 | NumFormat::A4G128 => {
+            return affine::unpack(format, row, weights);
+        }
+        NumFormat::F8 => coded::unpack_f8(row, weights),
+        NumFormat::I8 => coded::unpack_i8(row, weights),
+        NumFormat::Nf4 => coded::unpack_nf4(row, weights),
+        NumFormat::Q8_0 | NumFormat::Q5_1 | NumFormat::Q5_0 | NumFormat::Q4_1 | NumFormat::Q4_0 => {
+            blocks::unpack(format, row, weights);
+        }
+        NumFormat::Q6K | NumFormat::Q5K | NumFormat::Q4K | NumFormat::Q3K | NumFormat::Q2K => {
+            kquants::unpack(format, row, weights);
+        }
         format => return Err(Error::Unsupported { format }),
     }
     Ok(())
 }
 
-fn check_length(format: NumFormat, cols: usize, found: usize) -> Result<()> {
+/// Refuses a row that is not as long as so many weights, or that does not end with a block.
+pub(crate) fn check_length(format: NumFormat, cols: usize, found: usize) -> Result<()> {
+    let block = format.multiple();
+    if !cols.is_multiple_of(block) {
+        return Err(Error::PartBlock { format, cols, block });
+    }
     let expected = format.row_bytes(cols);
     if found == expected {
         return Ok(());
@@ -78,14 +108,53 @@ fn check_length(format: NumFormat, cols: usize, found: usize) -> Result<()> {
     Err(Error::RowBytes { format, cols, expected, found })
 }
 
+/// Refuses another number of scales or zero points than the groups of a row have.
+pub(crate) fn check_count(
+    format: NumFormat,
+    cols: usize,
+    what: &'static str,
+    expected: usize,
+    found: usize,
+) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::Count { format, cols, what, expected, found })
+}
+
+/// Codes of four bits as `q4` has them: byte `16k + j` holds those of columns `32k + j` and `32k + 16 + j`.
+/// Columns beyond the last code get 0.
+pub(crate) fn pack_nibbles(codes: &[u8], to: &mut [u8]) {
+    to.fill(0);
+    for (c, code) in codes.iter().enumerate() {
+        to[c / 32 * 16 + c % 16] |= code << (c % 32 / 16 * 4);
+    }
+}
+
+/// The code of a column, from what [`pack_nibbles`] made.
+pub(crate) fn nibble(codes: &[u8], c: usize) -> u8 {
+    codes[c / 32 * 16 + c % 16] >> (c % 32 / 16 * 4) & 15
+}
+
 fn check_values(format: NumFormat, weights: &[f32]) -> Result<()> {
-    // Half a step above the largest number of a 16-bit format, rounding goes to infinity.
+    const HALF: f32 = 65_504.0;
+    // Half a step above the largest number of a 16-bit format, rounding goes to infinity. Where a scale is
+    // an f32, scale times code must stay below infinity on the way as well.
     let limit = match format {
-        NumFormat::F16 => 65_504.0,
+        NumFormat::F32 => f32::MAX,
+        NumFormat::F16 => HALF,
         NumFormat::Bf16 => bf16::MAX.to_f32(),
-        NumFormat::Q8 => 127.0 * 65_504.0,
-        NumFormat::Q4 => 7.0 * 65_504.0,
-        _ => f32::MAX,
+        NumFormat::Q8 | NumFormat::Q8_0 => 127.0 * HALF,
+        NumFormat::Q4 => 7.0 * HALF,
+        NumFormat::I8 => f32::MAX / 128.0,
+        NumFormat::Q4_0 => 8.0 * HALF,
+        NumFormat::Q5_0 => 16.0 * HALF,
+        NumFormat::Q4_1 | NumFormat::Q5_1 => HALF,
+        NumFormat::Q6K => 32.0 * 127.0 * HALF,
+        NumFormat::Q5K | NumFormat::Q4K => 63.0 * HALF,
+        NumFormat::Q3K => 4.0 * 31.0 * HALF,
+        NumFormat::Q2K => 15.0 * HALF,
+        _ => f32::MAX / 2.0,
     };
     match weights.iter().position(|w| !w.is_finite() || w.abs() > limit) {
         None => Ok(()),

@@ -24,6 +24,11 @@ fn round_trip(format: NumFormat, weights: &[f32]) -> Vec<f32> {
     unpack(format, &pack(format, weights), weights.len())
 }
 
+/// The next number of columns that the format's rows can have.
+fn whole(format: NumFormat, cols: usize) -> usize {
+    cols.next_multiple_of(format.multiple())
+}
+
 fn finite() -> impl Strategy<Value = f32> {
     use prop::num::f32::{NORMAL, SUBNORMAL, ZERO};
     NORMAL | SUBNORMAL | ZERO
@@ -107,8 +112,9 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_unpack(bytes in prop::collection::vec(any::<u8>(), 4000), cols in 0usize..900) {
+    fn any_bytes_unpack(bytes in prop::collection::vec(any::<u8>(), 4096), cols in 0usize..900) {
         for format in NumFormat::ALL {
+            let cols = whole(format, cols);
             let row = &bytes[..format.row_bytes(cols)];
             prop_assert_eq!(unpack(format, row, cols).len(), cols);
         }
@@ -124,6 +130,8 @@ proptest! {
         let mut weights = weights;
         weights[at] = bad;
         for format in NumFormat::ALL {
+            let mut weights = weights.clone();
+            weights.resize(whole(format, weights.len()), 0.0);
             let mut row = vec![0; format.row_bytes(weights.len())];
             let refused = pack_row(format, &weights, &mut row);
             prop_assert!(
@@ -178,7 +186,8 @@ fn q4_bytes() {
 #[test]
 fn zeros_stay_zeros() {
     for format in NumFormat::ALL {
-        assert_eq!(round_trip(format, &[0.0; 100]), [0.0; 100]);
+        let zeros = vec![0.0; whole(format, 100)];
+        assert_eq!(round_trip(format, &zeros), zeros);
         assert!(round_trip(format, &[]).is_empty());
     }
 }
@@ -211,11 +220,13 @@ fn largest_weights() {
 fn wrong_lengths_are_refused() {
     for format in NumFormat::ALL {
         for off in [-1isize, 1] {
-            let right = format.row_bytes(40);
+            let cols = whole(format, 40);
+            let right = format.row_bytes(cols);
             let mut row = vec![0; right.wrapping_add_signed(off)];
-            let expected = Error::RowBytes { format, cols: 40, expected: right, found: row.len() };
-            assert_eq!(pack_row(format, &[0.0; 40], &mut row), Err(expected.clone()));
-            assert_eq!(unpack_row(format, &row, &mut [0.0; 40]), Err(expected));
+            let expected = Error::RowBytes { format, cols, expected: right, found: row.len() };
+            let mut weights = vec![0.0; cols];
+            assert_eq!(pack_row(format, &weights, &mut row), Err(expected.clone()));
+            assert_eq!(unpack_row(format, &row, &mut weights), Err(expected));
         }
     }
 }
@@ -244,8 +255,25 @@ fn documented_errors() {
         (NumFormat::F32, 0.0),
         (NumFormat::F16, 4.31e-8),
         (NumFormat::Bf16, 2.76e-6),
+        (NumFormat::A8, 2.26e-5),
+        (NumFormat::Q8_0, 2.86e-5),
         (NumFormat::Q8, 3.51e-5),
+        (NumFormat::F8, 6.62e-4),
+        (NumFormat::I8, 7.45e-5),
+        (NumFormat::Q6K, 3.52e-4),
+        (NumFormat::Q5_1, 1.43e-3),
+        (NumFormat::Q5_0, 1.82e-3),
+        (NumFormat::Q5K, 1.46e-3),
+        (NumFormat::A4, 6.52e-3),
+        (NumFormat::Q4_1, 6.13e-3),
+        (NumFormat::A4G64, 8.29e-3),
         (NumFormat::Q4, 6.90e-3),
+        (NumFormat::Q4_0, 7.38e-3),
+        (NumFormat::Q4K, 6.15e-3),
+        (NumFormat::Nf4, 8.46e-3),
+        (NumFormat::A4G128, 1.01e-2),
+        (NumFormat::Q3K, 2.40e-2),
+        (NumFormat::Q2K, 1.08e-1),
     ] {
         let back: Vec<f32> = weights.chunks(4096).flat_map(|w| round_trip(format, w)).collect();
         let found = nmse(&weights, &back);

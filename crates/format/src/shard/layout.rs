@@ -45,15 +45,16 @@ pub struct Geometry {
 impl Geometry {
     /// Counts the rows of a shape `[d]` or `[rows, cols]`.
     ///
-    /// `None` if the shape has another number of dimensions, a zero, or is far larger than any weight
-    /// (2^28 in one dimension).
+    /// `None` if the shape has another number of dimensions, a zero, is far larger than any weight (2^28 in
+    /// one dimension), or has rows that are not whole blocks of the format.
     pub fn of(format: NumFormat, shape: &[usize]) -> Option<Self> {
         let (rows, cols) = match *shape {
             [d] => (1, d),
             [rows, cols] => (rows, cols),
             _ => return None,
         };
-        if rows == 0 || cols == 0 || rows > MAX_DIM || cols > MAX_DIM {
+        let whole = cols.is_multiple_of(format.multiple());
+        if rows == 0 || cols == 0 || rows > MAX_DIM || cols > MAX_DIM || !whole {
             return None;
         }
         let row_bytes = format.row_bytes(cols);
@@ -102,8 +103,12 @@ impl Layout {
                 Some(g) => geometries.push(g),
                 None => {
                     return fail(format!(
-                        "tensor `{}` cannot have shape {:?}: [d] or [rows, cols] is needed, 1 to 2^28 each",
-                        spec.name, spec.shape
+                        "tensor `{}` cannot have shape {:?}: [d] or [rows, cols] is needed, 1 to 2^28 each, \
+                         rows of {} being whole multiples of {}",
+                        spec.name,
+                        spec.shape,
+                        spec.format,
+                        spec.format.multiple()
                     ));
                 }
             }
