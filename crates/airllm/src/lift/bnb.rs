@@ -14,11 +14,10 @@ use super::stored::{floats, nibbles};
 use crate::Result;
 use airllm_format::safetensors::Dtype;
 use airllm_format::{LayerSource, NumFormat, Repo};
+use airllm_quant::NF4;
 use serde_json::Value;
 use std::ops::Range;
 use std::path::Path;
-
-const NF4: [f32; 16] = [0.0; 16];
 
 /// A matrix of 4-bit codes.
 #[derive(Debug, Clone)]
@@ -66,7 +65,8 @@ impl FourBit {
         }
         let (numbers, block) = (rows * cols, number("blocksize")?);
         if codes.bytes != numbers.div_ceil(2) as u64 {
-            let what = format!("has {} bytes, expected {} for {rows} x {cols} codes", codes.bytes, numbers / 2);
+            let what =
+                format!("has {} bytes, expected {} for {rows} x {cols} codes", codes.bytes, numbers / 2);
             return Err(codes.refuse(what));
         }
         let blocks = numbers.div_ceil(block);
@@ -143,7 +143,8 @@ impl FourBit {
                     *to = nibbles(&std::array::from_fn(|i| code(number + i)));
                 }
                 rest.fill(0);
-                for (number, to) in (row..row + cols).step_by(format.group()).zip(rest.as_chunks_mut::<4>().0) {
+                for (number, to) in (row..row + cols).step_by(format.group()).zip(rest.as_chunks_mut::<4>().0)
+                {
                     *to = scale(number).to_le_bytes();
                 }
             }
@@ -220,9 +221,7 @@ impl Int8 {
             let scales = floats(&self.scales, raw)?;
             raw.resize((last - first) * cols, 0);
             self.codes.read(files, (first * cols) as u64, raw)?;
-            for ((codes, scale), out) in
-                raw.chunks_exact(cols).zip(scales).zip(out.chunks_exact_mut(size))
-            {
+            for ((codes, scale), out) in raw.chunks_exact(cols).zip(scales).zip(out.chunks_exact_mut(size)) {
                 let (to_codes, rest) = out.split_at_mut(format.code_bytes(cols));
                 to_codes[..cols].copy_from_slice(codes);
                 to_codes[cols..].fill(0);

@@ -19,8 +19,8 @@ mod rows;
 mod scheme;
 mod source;
 mod stored;
-
-
+#[cfg(test)]
+mod tests;
 
 pub(crate) use catalog::{Lifted, MadeFile, pass};
 pub(crate) use rows::Scratch;
@@ -96,11 +96,8 @@ impl TensorPlan {
 
 impl ShardPlan {
     pub(crate) fn specs(&self) -> Vec<TensorSpec> {
-        let spec = |t: &TensorPlan| TensorSpec {
-            name: t.entry.clone(),
-            format: t.to,
-            shape: t.decl.shape.clone(),
-        };
+        let spec =
+            |t: &TensorPlan| TensorSpec { name: t.entry.clone(), format: t.to, shape: t.decl.shape.clone() };
         self.tensors.iter().map(spec).collect()
     }
 

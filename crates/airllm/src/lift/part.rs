@@ -49,7 +49,11 @@ impl Part {
     pub(crate) fn expect(&self, dtypes: &[Dtype], shapes: &[&[usize]]) -> crate::Result<()> {
         if !dtypes.contains(&self.dtype) {
             let expected: Vec<_> = dtypes.iter().map(|dtype| dtype.name()).collect();
-            return Err(self.refuse(format!("is stored as {}, expected {}", self.dtype, expected.join(" or "))));
+            return Err(self.refuse(format!(
+                "is stored as {}, expected {}",
+                self.dtype,
+                expected.join(" or ")
+            )));
         }
         if !shapes.contains(&&self.shape[..]) {
             let expected: Vec<_> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
@@ -72,7 +76,11 @@ impl Part {
     /// Fills `buf` with the bytes from byte `at` of the tensor on.
     pub(crate) fn read(&self, files: &dyn LayerSource, at: u64, buf: &mut [u8]) -> Result<()> {
         if at.checked_add(buf.len() as u64).is_none_or(|end| end > self.bytes) {
-            return Err(self.wrong(format!("{} bytes at {at} were asked for, it has {}", buf.len(), self.bytes)));
+            return Err(self.wrong(format!(
+                "{} bytes at {at} were asked for, it has {}",
+                buf.len(),
+                self.bytes
+            )));
         }
         files.read_at(self.file, self.start + at, buf)
     }

@@ -32,6 +32,9 @@ impl TensorPlan {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
         if self.decl.is_vector() {
             return self.vector(files, scratch, out);
         }
@@ -52,8 +55,12 @@ impl TensorPlan {
 
     /// Bytes of memory that [`rows`](Self::rows) takes besides `out`, at most.
     pub(crate) fn working(&self) -> usize {
-        let (cols, from) = (self.decl.cols(), self.stored.format());
-        let tile = TILE.max(from.row_bytes(cols));
+        let (cols, row) = (self.decl.cols(), self.stored.format().row_bytes(self.decl.cols()));
+        if self.decl.is_vector() {
+            return row + 4 * cols;
+        }
+        // A tile, or a row where that is longer, but never more than there is.
+        let tile = TILE.max(row).min(self.decl.rows() * row);
         tile + 4 * cols + self.stored.working(cols)
     }
 

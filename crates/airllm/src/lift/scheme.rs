@@ -44,7 +44,10 @@ impl Scheme {
     pub(crate) fn read(repo: &Repo) -> Result<Scheme> {
         let config = repo.config();
         let found = ["quantization_config", "compression_config"].into_iter().find_map(|key| {
-            config.get(key).filter(|value| !value.is_null()).map(|value| (format!("config.json: {key}"), value))
+            config
+                .get(key)
+                .filter(|value| !value.is_null())
+                .map(|value| (format!("config.json: {key}"), value))
         });
         if let Some((place, value)) = found {
             return Fields::new(repo, &place, value)?.scheme(None);
@@ -124,10 +127,13 @@ impl<'a> Fields<'a> {
         let weights = groups.into_iter().flatten().filter_map(|(_, group)| group.get("weights"));
         let mut block = None;
         for weights in weights {
-            let fields = Fields { place: format!("{}: weights", self.place), map: match weights {
-                Value::Object(map) => map,
-                _ => continue,
-            }};
+            let fields = Fields {
+                place: format!("{}: weights", self.place),
+                map: match weights {
+                    Value::Object(map) => map,
+                    _ => continue,
+                },
+            };
             if fields.number("num_bits")? != Some(8) || fields.text("type")? != Some("float") {
                 return Err(fields.refuse("type", "8-bit floats"));
             }

@@ -1,8 +1,8 @@
 //! The source of a checkpoint that runs as it is: its own files, and rows that are made when they are read.
 
+use super::TensorPlan;
 use super::catalog::MadeFile;
 use super::rows::Scratch;
-use super::TensorPlan;
 use airllm_format::{Error, FileSource, LayerSource, ReadMode, Result};
 use std::ops::Range;
 use std::path::PathBuf;

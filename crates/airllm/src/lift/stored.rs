@@ -3,7 +3,7 @@
 use super::affine::Affine;
 use super::bnb::{FourBit, Int8};
 use super::fp8::Fp8;
-use super::part::Part;
+use super::part::{Part, TILE};
 use super::scheme::Scheme;
 use crate::{Error, Result};
 use airllm_format::safetensors::Dtype;
@@ -65,9 +65,7 @@ impl Stored {
         out: &mut [u8],
     ) -> airllm_format::Result<()> {
         match self {
-            Self::Plain(part, format) => {
-                part.read(files, (rows.start * format.row_bytes(cols)) as u64, out)
-            }
+            Self::Plain(part, format) => part.read(files, (rows.start * format.row_bytes(cols)) as u64, out),
             Self::Affine(it) => it.rows(files, rows, raw, out),
             Self::Fp8(it) => it.rows(files, rows, raw, out),
             Self::FourBit(it) => it.rows(files, rows, raw, out),
@@ -79,8 +77,12 @@ impl Stored {
     pub(crate) fn working(&self, cols: usize) -> usize {
         match self {
             Self::Plain(..) => 0,
-            // What is read at once, scales, and what was read and is not wanted; one row at least.
-            _ => 4 * super::part::TILE + 64 * cols,
+            // What is read at once with what of it is not wanted, scales as they are and widened; for one row
+            // at least.
+            _ => {
+                let there: u64 = self.parts().iter().map(|part| part.bytes).sum();
+                (4 * TILE).min(2 * there as usize) + 64 * cols
+            }
         }
     }
 }
@@ -126,11 +128,19 @@ pub(crate) fn find(repo: &Repo, scheme: &Scheme, unit: &str, decl: &TensorDecl) 
         false => vec![decl.hf_rows, decl.cols()],
     };
     if part.shape != expected {
-        let what = format!("has shape {:?}, {role} was expected to be {expected:?} by config.json", part.shape);
+        let what =
+            format!("has shape {:?}, {role} was expected to be {expected:?} by config.json", part.shape);
         return Err(part.refuse(what));
     }
     match part.dtype.format() {
-        Some(format) => Ok(Stored::Plain(part, format)),
+        Some(format) => {
+            let (rows, cols) = if decl.is_vector() { (1, decl.hf_rows) } else { (decl.hf_rows, decl.cols()) };
+            let bytes = (rows * format.row_bytes(cols)) as u64;
+            if part.bytes != bytes {
+                return Err(part.refuse(format!("has {} bytes, expected {bytes} of {format}", part.bytes)));
+            }
+            Ok(Stored::Plain(part, format))
+        }
         None => {
             let what = format!("is stored as {}, {role} was expected as F32, F16 or BF16", part.dtype);
             Err(part.refuse(what))

@@ -1,0 +1,128 @@
+//! The fixtures: dequantised weights bit for bit, and the same rows prepared and live.
+
+use super::*;
+use crate::{AutoModel, Checkpoint, Form};
+use std::path::PathBuf;
+
+fn fixture(name: &str) -> Option<PathBuf> {
+    airllm_tests::shared::dir().map(|shared| shared.join("fixtures").join(name))
+}
+
+/// Every `dequant.NAME` of a fixture is what the rows of NAME widen to.
+fn dequantised(name: &str, format: NumFormat) {
+    let Some(dir) = fixture(name) else { return };
+    let checkpoint = Checkpoint::open(&dir, None).unwrap();
+    let Form::Published(repo) = checkpoint.form() else { panic!("{name}") };
+    let golden = std::fs::read(dir.join("golden.safetensors")).unwrap();
+    let golden = safetensors::SafeTensors::deserialize(&golden).unwrap();
+    let units = units(repo, checkpoint.config(), Bits::Source).unwrap();
+    let mut compared = 0;
+    for plan in units.iter().flat_map(|unit| &unit.tensors) {
+        let Ok(expected) = golden.tensor(&format!("dequant.{}", plan.decl.hf)) else { continue };
+        assert_eq!(plan.to, format, "{name} {}", plan.decl.hf);
+        let rows = expected.shape()[0];
+        let mut out = vec![0; rows * plan.row_bytes()];
+        plan.rows(repo.source(), 0..rows, &mut Scratch::default(), &mut out).unwrap();
+        let found: Vec<u32> = out.chunks_exact(plan.row_bytes()).flat_map(|row| widen(plan, row)).collect();
+        let expected: Vec<u32> =
+            expected.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
+        assert!(found == expected, "{name} {}", plan.decl.hf);
+        compared += 1;
+    }
+    assert_eq!(compared, golden.names().iter().filter(|n| n.starts_with("dequant.")).count());
+    assert!(compared > 0);
+}
+
+#[test]
+fn gptq() {
+    dequantised("gptq_sym_g128", NumFormat::A4G128);
+    dequantised("gptq_actorder", NumFormat::F32);
+}
+
+#[test]
+fn awq() {
+    dequantised("awq_gemm", NumFormat::A4G128);
+}
+
+#[test]
+fn bitsandbytes() {
+    dequantised("bnb_nf4", NumFormat::Nf4);
+    dequantised("bnb_nf4_double", NumFormat::Nf4);
+    dequantised("bnb_int8", NumFormat::I8);
+}
+
+#[test]
+fn prepared_rows_are_the_live_ones() {
+    for name in [
+        "llama32_gqa_tied",
+        "llama_bias",
+        "llama_f32",
+        "gptq_sym_g128",
+        "gptq_actorder",
+        "bnb_nf4",
+        "bnb_int8",
+    ] {
+        let Some(dir) = fixture(name) else { return };
+        let live = Checkpoint::open(&dir, None).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let builder = AutoModel::builder().shards(out.path()).threads(3).ram(1);
+        builder.prepare(&live).unwrap();
+        let prepared = Checkpoint::open(out.path(), None).unwrap();
+        let (a, b) = (live.catalog(None).unwrap(), prepared.catalog(None).unwrap());
+        assert_eq!(a.pass, b.pass);
+        let sources = [ReadMode::Direct, ReadMode::Buffered].map(|mode| live.open_source(mode).unwrap());
+        let shards = prepared.open_source(ReadMode::Buffered).unwrap();
+        for (unit, other) in a.units.iter().zip(&b.units) {
+            assert_eq!((&unit.name, unit.tensors.len()), (&other.name, other.tensors.len()));
+            for (tensor, stored) in unit.tensors.iter().zip(&other.tensors) {
+                assert_eq!(
+                    (&tensor.name, tensor.format, tensor.rows),
+                    (&stored.name, stored.format, stored.rows)
+                );
+                let mut expected = vec![0; stored.bytes()];
+                shards.read_at(stored.file, stored.offset, &mut expected).unwrap();
+                for source in &sources {
+                    let mut found = vec![1; tensor.bytes()];
+                    source.read_at(tensor.file, tensor.offset, &mut found).unwrap();
+                    assert!(found == expected, "{name}: {}.{}", unit.name, tensor.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_read_of_part_of_a_made_file_has_its_whole_rows() {
+    let Some(dir) = fixture("gptq_sym_g128") else { return };
+    let live = Checkpoint::open(&dir, None).unwrap();
+    let catalog = live.catalog(None).unwrap();
+    let source = live.open_source(ReadMode::Buffered).unwrap();
+    let unit = &catalog.units[1];
+    let file = unit.tensors[0].file;
+    assert!(file >= live.files().len() && unit.tensors.iter().all(|t| t.file == file));
+    let len = source.len(file);
+    let mut whole = vec![0; len as usize];
+    source.read_at(file, 0, &mut whole).unwrap();
+    let mut noise = noise(7);
+    for _ in 0..60 {
+        let from = u64::from(noise()) % len;
+        let mut part = vec![7; (u64::from(noise()) % 9000).min(len + 4095 - from) as usize];
+        source.read_at(file, from, &mut part).unwrap();
+        for tensor in &unit.tensors {
+            for row in 0..tensor.rows {
+                let at = tensor.offset + (row * tensor.row_bytes()) as u64;
+                let end = at + tensor.row_bytes() as u64;
+                if at >= from && end <= from + part.len() as u64 {
+                    assert_eq!(
+                        part[(at - from) as usize..(end - from) as usize],
+                        whole[at as usize..end as usize],
+                        "{} row {row} in {} bytes at {from}",
+                        tensor.name,
+                        part.len()
+                    );
+                }
+            }
+        }
+    }
+    assert!(source.read_at(file, len - 10, &mut vec![0; 10 + 4096]).is_err());
+}
