@@ -58,7 +58,7 @@ pub use json::{parse_json, read_json_object};
 pub use manifest::{
     Bits, FileEntry, MANIFEST, Manifest, Recipe, ShardEntry, SourceEntry, TensorEntry, copy_file,
 };
-pub use number::NumFormat;
+pub use number::{Layout, NumFormat};
 pub use prepared::Prepared;
 pub use repo::{Index, Located, Repo};
 pub use source::LayerSource;

@@ -41,11 +41,27 @@ pub const fn bound(format: NumFormat) -> f64 {
         NumFormat::F32 => ARITHMETIC,
         NumFormat::F16 => 1e-7,
         NumFormat::Bf16 => 5e-6,
+        NumFormat::A8 => 4e-5,
+        NumFormat::Q8_0 => 5e-5,
         NumFormat::Q8 => 6e-5,
-        NumFormat::Q4 => 1e-2,
+        NumFormat::F8 => 1e-3,
+        NumFormat::I8 => 1.2e-4,
+        NumFormat::Q6K => 6e-4,
+        NumFormat::Q5_1 | NumFormat::Q5K => 2.5e-3,
+        NumFormat::Q5_0 => 3e-3,
+        NumFormat::A4 | NumFormat::Q4 | NumFormat::Q4_0 | NumFormat::Q4_1 | NumFormat::Q4K => 1e-2,
+        NumFormat::A4G64 | NumFormat::Nf4 => 1.3e-2,
+        NumFormat::A4G128 => 1.5e-2,
+        NumFormat::Q3K => 4e-2,
+        NumFormat::Q2K => 1.6e-1,
         // A new format has to name its bound.
         _ => 0.0,
     }
+}
+
+/// The next number of columns that rows of `format` can have.
+pub(crate) const fn whole(format: NumFormat, cols: usize) -> usize {
+    cols.next_multiple_of(format.multiple())
 }
 
 /// Why a device does not conform.

@@ -53,6 +53,7 @@ pub(crate) fn range(verb: &'static str, range: &Range<usize>, found: usize) -> R
 
 pub(crate) fn decode(rows: &Matrix<usize>, y: usize) -> Result<Work> {
     const VERB: &str = "decode";
+    whole_blocks(VERB, rows)?;
     need(VERB, "rows", matrix_bytes(rows), rows.data)?;
     need(VERB, "y", f32s(&[rows.rows, rows.cols]), y)?;
     let out = f32s(&[rows.rows, rows.cols]);
@@ -61,6 +62,7 @@ pub(crate) fn decode(rows: &Matrix<usize>, y: usize) -> Result<Work> {
 
 pub(crate) fn matmul(w: &Matrix<usize>, x: usize, n: usize, y: usize, out: Columns) -> Result<Work> {
     const VERB: &str = "matmul";
+    whole_blocks(VERB, w)?;
     need(VERB, "w", matrix_bytes(w), w.data)?;
     need(VERB, "x", f32s(&[n, w.cols]), x)?;
     if out.first.saturating_add(w.rows) > out.stride {
@@ -166,6 +168,16 @@ pub(crate) fn gather(x: usize, rows: &[u32], dim: usize, y: usize) -> Result<Wor
 /// A matrix of which only the size in bytes is known.
 pub(crate) fn sized<V>(m: &Matrix<V>, bytes: usize) -> Matrix<usize> {
     Matrix { data: bytes, format: m.format, rows: m.rows, cols: m.cols }
+}
+
+/// Refuses rows that are not whole blocks of their format.
+fn whole_blocks<V>(verb: &'static str, m: &Matrix<V>) -> Result<()> {
+    let block = m.format.multiple();
+    if m.cols.is_multiple_of(block) {
+        return Ok(());
+    }
+    let what = format!("rows of {} columns cannot be {}: that comes in blocks of {block}", m.cols, m.format);
+    Err(Error::Argument { verb, what })
 }
 
 /// Bytes of all rows, at most `usize::MAX`.

@@ -45,7 +45,7 @@ fn packed(format: NumFormat, weights: &[f32], cols: usize) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn products(
@@ -56,6 +56,7 @@ proptest! {
         cut in 1usize..150,
         pick in any::<u64>(),
     ) {
+        let cols = cols.next_multiple_of(format.multiple());
         let weights = packed(format, &numbers(rows * cols, pick), cols);
         let x = numbers(n * cols, !pick);
         let row_bytes = format.row_bytes(cols);

@@ -1,9 +1,9 @@
 //! Cases of the verbs that read packed weights.
 
 use super::lab::{Lab, MARK, Numbers, squared_distance};
-use super::{ARITHMETIC, Failure, SIZES, TOKENS, Verdict, bound};
+use super::{ARITHMETIC, Failure, SIZES, TOKENS, Verdict, bound, whole};
 use crate::{Columns, Matrix, Ops};
-use airllm_format::NumFormat;
+use airllm_format::{Layout, NumFormat};
 use airllm_quant::{pack_row, unpack_row};
 
 /// Sizes at the edges of larger blocks: rows, columns, tokens.
@@ -44,18 +44,67 @@ impl Weights {
         Ok(Weights { format, rows, cols, original, packed, stored })
     }
 
+    /// Rows of any bytes, but for their scales, which are finite.
+    fn draw_bytes(
+        numbers: &mut Numbers,
+        format: NumFormat,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self, Failure> {
+        let mut weights = Weights::draw(numbers, format, rows, cols)?;
+        let each = weights.packed.chunks_mut(format.row_bytes(cols)).zip(weights.stored.chunks_mut(cols));
+        for (row, stored) in each {
+            row.fill_with(|| numbers.below(256) as u8);
+            for group in 0..format.groups(cols) {
+                for (at, bytes) in scales(format, cols, group) {
+                    // Half of the exponents: none of them is that of infinities.
+                    row[at + bytes - 1] &= 0xbf;
+                }
+            }
+            unpack_row(format, row, stored)
+                .map_err(|e| Failure::Wrong { case: "unpacking".into(), what: e.to_string() })?;
+        }
+        Ok(weights)
+    }
+
     fn matrix<V>(&self, data: V) -> Matrix<V> {
         Matrix { data, format: self.format, rows: self.rows, cols: self.cols }
     }
 }
 
+/// Where the numbers of a group lie that scale its codes: offset in the row, and bytes.
+fn scales(format: NumFormat, cols: usize, group: usize) -> Vec<(usize, usize)> {
+    match format.layout() {
+        Layout::Plain(bytes) => vec![(group * bytes, bytes)],
+        Layout::Sections { scale, .. } => vec![(format.code_bytes(cols) + group * scale, scale)],
+        Layout::Blocks(bytes) => {
+            let halves: &[usize] = match format {
+                NumFormat::Q6K => &[208],
+                NumFormat::Q3K => &[108],
+                NumFormat::Q2K => &[80, 82],
+                NumFormat::Q8_0 | NumFormat::Q5_0 | NumFormat::Q4_0 => &[0],
+                _ => &[0, 2],
+            };
+            halves.iter().map(|at| (group * bytes + at, 2)).collect()
+        }
+    }
+}
+
+/// Sizes at the edges of tiles that rows of `format` can have, each once.
+fn sizes(format: NumFormat) -> Vec<usize> {
+    let mut sizes: Vec<usize> = SIZES.into_iter().map(|cols| whole(format, cols)).collect();
+    sizes.dedup();
+    sizes
+}
+
 /// Widening gives, number by number, what `airllm_quant::unpack_row` gives.
 pub fn decode<D: Ops>(device: &D) -> Verdict {
     for format in NumFormat::ALL {
-        for cols in SIZES.into_iter().chain([511, 512, 513, 1000]) {
+        for cols in sizes(format).into_iter().chain([511, 512, 513, 1000].map(|cols| whole(format, cols))) {
             for rows in [1, 2, 7] {
                 let lab = Lab::new(device, format!("decode {format} [{rows}, {cols}]"));
-                let weights = Weights::draw(&mut Numbers::new(cols), format, rows, cols)?;
+                let draw = if rows == 7 { Weights::draw_bytes } else { Weights::draw };
+                let weights = draw(&mut Numbers::new(cols), format, rows, cols)?;
                 let mut y = lab.marked(rows * cols)?;
                 lab.with_view(&weights.packed, |v| device.decode(weights.matrix(v), &mut y))?;
                 let found = lab.download(&y)?;
@@ -78,13 +127,13 @@ pub fn matmul<D: Ops>(device: &D) -> Verdict {
             Ok(())
         };
         for (i, rows) in SIZES.into_iter().enumerate() {
-            for (j, cols) in SIZES.into_iter().enumerate() {
+            for (j, cols) in sizes(format).into_iter().enumerate() {
                 for k in [0, 3] {
                     case(rows, cols, TOKENS[(i + 3 * j + k) % TOKENS.len()])?;
                 }
             }
         }
-        LARGE.into_iter().try_for_each(|(rows, cols, n)| case(rows, cols, n))?;
+        LARGE.into_iter().try_for_each(|(rows, cols, n)| case(rows, whole(format, cols), n))?;
         let (found, bound) = (error / power, bound(format));
         if found.is_nan() || found > bound {
             let what = format!("NMSE of all products is {found:.3e}, the bound is {bound:.1e}");
@@ -141,8 +190,8 @@ fn terms(w: &[f32], x: &[f32]) -> impl Iterator<Item = f64> {
 
 /// NaN and infinities in weights and activations reach exactly the results that depend on them.
 pub fn not_finite<D: Ops>(device: &D) -> Verdict {
-    let (rows, cols) = (13, 100);
     for format in NumFormat::ALL {
+        let (rows, cols) = (13, whole(format, 100));
         for n in [1, 2, 5] {
             for (what, half, single) in [("NaN", 0x7e00u16, f32::NAN), ("inf", 0x7c00, f32::INFINITY)] {
                 // Column 99 lies in the last, partial vector and step.
@@ -151,12 +200,12 @@ pub fn not_finite<D: Ops>(device: &D) -> Verdict {
                     let mut numbers = Numbers::new(at);
                     let mut weights = Weights::draw(&mut numbers, format, rows, cols)?;
                     let row = &mut weights.packed[bad_row * format.row_bytes(cols)..];
-                    match format {
-                        NumFormat::F32 => row[4 * at..][..4].copy_from_slice(&single.to_le_bytes()),
-                        NumFormat::F16 => row[2 * at..][..2].copy_from_slice(&half.to_le_bytes()),
-                        NumFormat::Bf16 => row[2 * at..][..2].copy_from_slice(&single.to_le_bytes()[2..]),
-                        _ => row[format.code_bytes(cols) + at / format.group() * 2..][..2]
-                            .copy_from_slice(&half.to_le_bytes()),
+                    let (scale, bytes) = scales(format, cols, at / format.group())[0];
+                    let row = &mut row[scale..][..bytes];
+                    match (format, bytes) {
+                        (NumFormat::Bf16, _) => row.copy_from_slice(&single.to_le_bytes()[2..]),
+                        (_, 2) => row.copy_from_slice(&half.to_le_bytes()),
+                        _ => row.copy_from_slice(&single.to_le_bytes()),
                     }
                     let x = numbers.normal(n * cols);
                     finite_except(&lab, &weights, &x, n, |_, row| row == bad_row)?;

@@ -1,7 +1,7 @@
 //! Sizes that cannot be, and sizes of nothing.
 
 use super::lab::Lab;
-use super::{Failure, Verdict};
+use super::{Failure, Verdict, whole};
 use crate::{Attend, Columns, Error, Matrix, Ops, Result, Rope, RopeKind};
 use airllm_format::NumFormat;
 
@@ -67,25 +67,32 @@ pub fn refusals<D: Ops>(device: &D) -> Verdict {
 }
 
 fn refused_products<D: Ops>(device: &D, format: NumFormat) -> Verdict {
-    let row = format.row_bytes(70);
-    shrunk(device, "decode", &[3 * row], &[3 * 70 * 4], |views, bufs| {
-        device.decode(matrix(format, views[0], 3, 70), &mut bufs[0])
+    let cols = whole(format, 70);
+    let row = format.row_bytes(cols);
+    shrunk(device, "decode", &[3 * row], &[3 * cols * 4], |views, bufs| {
+        device.decode(matrix(format, views[0], 3, cols), &mut bufs[0])
     })?;
     let out = Columns { stride: 5, first: 2 };
-    shrunk(device, "matmul", &[3 * row], &[2 * 70 * 4, 2 * 5 * 4], |views, bufs| {
+    shrunk(device, "matmul", &[3 * row], &[2 * cols * 4, 2 * 5 * 4], |views, bufs| {
         let [x, y] = bufs else { return Ok(()) };
-        device.matmul(matrix(format, views[0], 3, 70), x, 2, y, out)
+        device.matmul(matrix(format, views[0], 3, cols), x, 2, y, out)
     })?;
-    let far = usize::MAX / 2;
+    let far = whole(format, usize::MAX / 2);
     with(device, |view, x, y| {
         shape("decode", device.decode(matrix(format, view, far, far), y))?;
-        for (rows, cols, n) in [(far, 70, 1), (3, far, 1), (3, 70, far)] {
+        for (rows, cols, n) in [(far, cols, 1), (3, far, 1), (3, cols, far)] {
             let out = Columns { stride: far, first: 0 };
             let w = matrix(format, view, rows, cols);
             shape("matmul", device.matmul(w, x, n, y, out))?;
         }
+        let few = whole(format, 16);
         for out in [Columns { stride: 4, first: 2 }, Columns { stride: 4, first: usize::MAX }] {
-            argument("matmul", device.matmul(matrix(format, view, 3, 16), x, 1, y, out))?;
+            argument("matmul", device.matmul(matrix(format, view, 3, few), x, 1, y, out))?;
+        }
+        if few > 16 {
+            let out = Columns { stride: 3, first: 0 };
+            argument("decode", device.decode(matrix(format, view, 3, few + 16), y))?;
+            argument("matmul", device.matmul(matrix(format, view, 3, few - 16), x, 1, y, out))?;
         }
         Ok(())
     })
@@ -94,10 +101,11 @@ fn refused_products<D: Ops>(device: &D, format: NumFormat) -> Verdict {
 /// Nothing to do is no error, and does nothing.
 pub fn empty<D: Ops>(device: &D) -> Verdict {
     let lab = Lab::new(device, "nothing to do".into());
-    let (x, mut y) = (lab.upload(&[0.0; 256])?, lab.marked(0)?);
+    let (x, mut y) = (lab.upload(&[0.0; 3 * 256])?, lab.marked(0)?);
     let before = lab.download(&y)?;
     for format in NumFormat::ALL {
         for (rows, cols, n) in [(0, 64, 3), (0, 0, 3), (5, 64, 0), (0, 0, 0)] {
+            let cols = whole(format, cols);
             let data = vec![0u8; rows * format.row_bytes(cols)];
             lab.with_view(&data, |data| {
                 let w = Matrix { data, format, rows, cols };

@@ -130,26 +130,32 @@ fn dots<S: Simd, P: Packed, const R: usize>(
     for r in 0..R {
         rows[r].scales(simd, 0, &mut scales[r * vectors..][..vectors]);
     }
-    let whole = cols / STEP;
+    let whole = cols / (STEP * P::PARTS);
     let scales: [&[Eight]; R] = std::array::from_fn(|r| &scales[r * vectors..][..vectors]);
     let blocks: [&[P::Block]; R] = std::array::from_fn(|r| &rows[r].blocks[..whole]);
     let (steps_of_x, rest_of_x) = x.as_chunks::<4>();
-    let steps_of_x = &steps_of_x[..whole];
+    let steps_of_x = &steps_of_x[..whole * P::PARTS];
 
     let mut sums = [simd.zero(); R];
     let mut ahead = w.len();
     let pace = w.len() / whole.max(1);
     for i in 0..whole {
-        for line in 0..(R * size_of::<P::Block>()).div_ceil(64) + usize::from(P::QUANTISED) {
+        for line in 0..(R * size_of::<P::Block>()).div_ceil(64) + usize::from(P::SCALE > 0) {
             simd.prefetch(w, ahead + 64 * line);
         }
         ahead += pace;
-        let x = &steps_of_x[i];
-        let x = [simd.load(&x[0]), simd.load(&x[1]), simd.load(&x[2]), simd.load(&x[3])];
+        let mut heads = [P::NO_HEAD; R];
         for r in 0..R {
-            let w = P::widen(simd, &blocks[r][i], scale::<P>(scales[r], i));
-            for v in 0..4 {
-                sums[r] = simd.mul_add(w[v], x[v], sums[r]);
+            heads[r] = P::head(simd, &blocks[r][i]);
+        }
+        for part in 0..P::PARTS {
+            let x = &steps_of_x[i * P::PARTS + part];
+            let x = [simd.load(&x[0]), simd.load(&x[1]), simd.load(&x[2]), simd.load(&x[3])];
+            for r in 0..R {
+                let w = P::widen(simd, &blocks[r][i], &heads[r], part, scale::<P>(scales[r], i));
+                for v in 0..4 {
+                    sums[r] = simd.mul_add(w[v], x[v], sums[r]);
+                }
             }
         }
     }
@@ -195,8 +201,8 @@ fn batch<'y, P: Packed>(
     Ok(())
 }
 
-/// Vectors of scratch before the sums: a block of four rows, and the scales of its steps.
-const SCRATCH: usize = ROWS * BLOCK + BLOCK / 32;
+/// Vectors of scratch before the sums: a block of four rows, and the scales and zero points of its steps.
+const SCRATCH: usize = ROWS * BLOCK + 2 * (BLOCK / 32);
 
 /// At most `PIECE` rows times all tokens of the panel.
 fn piece<P: Packed>(
@@ -230,7 +236,8 @@ fn piece<P: Packed>(
     cpu.level.run(Finish { sums, y });
 }
 
-/// Widens a block of columns of one row, from step `first` on, zeros beyond `cols`.
+/// Widens a block of columns of one row, from step `first` on, zeros beyond `cols`. `first` is a multiple
+/// of the steps in a block of the format.
 pub(crate) struct Widen<'a, P: Packed> {
     pub(crate) row: Row<'a, P>,
     pub(crate) cols: usize,
@@ -248,12 +255,15 @@ impl<P: Packed> Job for Widen<'_, P> {
         let Widen { row, cols, first, wide, scales } = self;
         let steps = wide.len().div_ceil(4);
         row.scales(simd, first, scales);
-        let blocks = &row.blocks[first.min(row.blocks.len())..];
+        let blocks = &row.blocks[(first / P::PARTS).min(row.blocks.len())..];
         let (whole, rest) = wide.as_chunks_mut::<4>();
-        for (i, (wide, block)) in whole.iter_mut().zip(blocks).enumerate() {
-            let vectors = P::widen(simd, block, scale::<P>(scales, i));
-            for v in 0..4 {
-                simd.store(vectors[v], &mut wide[v]);
+        for (i, (wide, block)) in whole.chunks_mut(P::PARTS).zip(blocks).enumerate() {
+            let head = P::head(simd, block);
+            for (part, wide) in wide.iter_mut().enumerate() {
+                let vectors = P::widen(simd, block, &head, part, scale::<P>(scales, i));
+                for v in 0..4 {
+                    simd.store(vectors[v], &mut wide[v]);
+                }
             }
         }
         // The tail lies in this block if the row ends in it.

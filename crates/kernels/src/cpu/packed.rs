@@ -1,41 +1,85 @@
 //! Packed rows, widened 32 columns at a time.
 //!
-//! Every format gives exact f32 values, so kernels see the same weights whichever way they come.
+//! Every format gives the very f32 that `airllm_quant::unpack_row` gives, so kernels see the same weights
+//! whichever way they come.
 
 #![allow(clippy::needless_range_loop, reason = "iterators over vectors would not stay in registers")]
 
+mod blocks;
+mod kquants;
+mod sections;
+
+pub(crate) use blocks::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+pub(crate) use kquants::{Q2K, Q3K, Q4K, Q5K, Q6K};
+pub(crate) use sections::{A4, A4G64, A4G128, A8, F8, I8, Nf4, Q4, Q8};
+
 use super::simd::{Eight, Simd};
-use airllm_format::NumFormat;
+use airllm_format::{Layout, NumFormat};
 
 /// Columns that are widened in one step.
 pub(crate) const STEP: usize = 32;
 
-/// How a format packs `STEP` weights.
+/// How a format packs its weights: in blocks of `PARTS` steps, whose parameters lie in the block, after
+/// the codes of the row, or nowhere.
 pub(crate) trait Packed: Copy + Send + Sync + 'static {
     const FORMAT: NumFormat;
     // Constants, because the format's functions may be calls in code that has no time for calls.
-    const QUANTISED: bool = Self::FORMAT.is_quantised();
     const GROUP: usize = Self::FORMAT.group();
+    /// Bytes of a group's scale after the codes; 0 where none lies there.
+    const SCALE: usize = match Self::FORMAT.layout() {
+        Layout::Sections { scale, .. } => scale,
+        _ => 0,
+    };
+    /// Bytes of a group's zero point after the scales.
+    const ZERO: usize = match Self::FORMAT.layout() {
+        Layout::Sections { zero, .. } => zero,
+        _ => 0,
+    };
+    /// Codes of a row are padded to a multiple of this many.
+    const PAD: usize = if Self::GROUP == usize::MAX { STEP } else { Self::GROUP };
     /// Steps that share a scale.
-    const STEPS: usize = if Self::QUANTISED { Self::GROUP / STEP } else { usize::MAX };
-    /// Bytes of one step.
+    const STEPS: usize = if Self::SCALE > 0 { Self::GROUP / STEP } else { usize::MAX };
+    /// Steps in a block.
+    const PARTS: usize = 1;
+    /// Bytes of `PARTS` steps.
     type Block: Copy + AsRef<[u8]> + AsMut<[u8]> + 'static;
-    const ZERO: Self::Block;
+    const EMPTY: Self::Block;
+    /// What the steps of a block share, widened.
+    type Head: Copy;
+    const NO_HEAD: Self::Head;
     /// The whole blocks at the start of `codes`.
     fn blocks(codes: &[u8]) -> &[Self::Block];
-    /// 32 weights. `scale` is that of their group, 1 where the format has none.
-    fn widen<S: Simd>(simd: S, block: &Self::Block, scale: f32) -> [S::V; 4];
+    /// What the steps of a block share.
+    fn head<S: Simd>(simd: S, block: &Self::Block) -> Self::Head;
+    /// 32 weights: step `part` of the block.
+    fn widen<S: Simd>(
+        simd: S,
+        block: &Self::Block,
+        head: &Self::Head,
+        part: usize,
+        scale: Scale,
+    ) -> [S::V; 4];
 }
 
+/// The parameters of a group that lie after the codes. 1 and 0 where the format has none there.
+#[derive(Clone, Copy)]
+pub(crate) struct Scale {
+    pub(crate) scale: f32,
+    pub(crate) zero: f32,
+}
+
+/// A format whose blocks are one step.
 macro_rules! packed {
-    ($name:ident, $format:ident, $bytes:literal, |$simd:ident, $block:ident, $scale:ident| $widen:expr) => {
+    ($name:ident, $bytes:literal, |$simd:ident, $block:ident, $scale:pat_param| $widen:expr) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
         impl Packed for $name {
-            const FORMAT: NumFormat = NumFormat::$format;
+            const FORMAT: NumFormat = NumFormat::$name;
             type Block = [u8; $bytes];
-            const ZERO: Self::Block = [0; $bytes];
+            const EMPTY: Self::Block = [0; $bytes];
+            type Head = ();
+            const NO_HEAD: () = ();
 
             #[inline(always)]
             fn blocks(codes: &[u8]) -> &[Self::Block] {
@@ -43,59 +87,41 @@ macro_rules! packed {
             }
 
             #[inline(always)]
-            fn widen<S: Simd>($simd: S, $block: &Self::Block, $scale: f32) -> [S::V; 4] {
+            fn head<S: Simd>(_: S, _: &Self::Block) {}
+
+            #[inline(always)]
+            fn widen<S: Simd>($simd: S, $block: &Self::Block, (): &(), _: usize, $scale: Scale) -> [S::V; 4] {
                 $widen
             }
         }
     };
 }
+use packed;
 
-packed!(F32, F32, 128, |simd, block, _scale| {
+packed!(F32, 128, |simd, block, _| {
     let [a, b, c, d] = quarters(block);
     [simd.load_f32(a), simd.load_f32(b), simd.load_f32(c), simd.load_f32(d)]
 });
-packed!(F16, F16, 64, |simd, block, _scale| {
+packed!(F16, 64, |simd, block, _| {
     let [a, b, c, d] = quarters(block);
     [simd.load_f16(a), simd.load_f16(b), simd.load_f16(c), simd.load_f16(d)]
 });
-packed!(Bf16, Bf16, 64, |simd, block, _scale| {
+packed!(Bf16, 64, |simd, block, _| {
     let [a, b, c, d] = quarters(block);
     [simd.load_bf16(a), simd.load_bf16(b), simd.load_bf16(c), simd.load_bf16(d)]
-});
-packed!(Q8, Q8, 32, |simd, block, scale| {
-    let scale = simd.splat(scale);
-    let [a, b, c, d] = quarters(block);
-    [
-        simd.mul(simd.load_i8(a), scale),
-        simd.mul(simd.load_i8(b), scale),
-        simd.mul(simd.load_i8(c), scale),
-        simd.mul(simd.load_i8(d), scale),
-    ]
-});
-packed!(Q4, Q4, 16, |simd, block, scale| {
-    // Exact: code · scale has at most 15 bits, and so has the sum.
-    let scale = simd.splat(scale);
-    let zero = simd.mul(scale, simd.splat(-8.0));
-    let [first, second] = halves(block);
-    let (a, c) = simd.load_nibbles(first);
-    let (b, d) = simd.load_nibbles(second);
-    [
-        simd.mul_add(a, scale, zero),
-        simd.mul_add(b, scale, zero),
-        simd.mul_add(c, scale, zero),
-        simd.mul_add(d, scale, zero),
-    ]
 });
 
 /// One row of a matrix.
 #[derive(Clone, Copy)]
 pub(crate) struct Row<'a, P: Packed> {
-    /// The whole steps.
+    /// The whole blocks.
     pub(crate) blocks: &'a [P::Block],
     /// The rest of the codes: less than a step of plain numbers, the last group's rest of quantised.
     rest: &'a [u8],
-    /// Bytes of f16 scales, two a group.
+    /// Bytes of scales, `P::SCALE` a group.
     scales: &'a [u8],
+    /// Bytes of zero points, `P::ZERO` a group.
+    zeros: &'a [u8],
     cols: usize,
 }
 
@@ -103,37 +129,59 @@ impl<'a, P: Packed> Row<'a, P> {
     /// Takes a row apart. `bytes` must be `row_bytes(cols)` long; a shorter row reads as zeros.
     #[inline(always)]
     pub(crate) fn new(bytes: &'a [u8], cols: usize) -> Self {
-        let code_bytes = cols.div_ceil(P::GROUP) * P::GROUP * size_of::<P::Block>() / STEP;
+        let per_block = STEP * P::PARTS;
+        let code_bytes = cols.div_ceil(P::PAD) * P::PAD * size_of::<P::Block>() / per_block;
         let (codes, scales) = bytes.split_at(code_bytes.min(bytes.len()));
-        let whole = (cols / STEP * size_of::<P::Block>()).min(codes.len());
+        let whole = (cols / per_block * size_of::<P::Block>()).min(codes.len());
         let (blocks, rest) = codes.split_at(whole);
-        let scales = if P::QUANTISED { scales } else { &[] };
-        Row { blocks: P::blocks(blocks), rest, scales, cols }
+        let (scales, zeros) = match P::SCALE {
+            0 => (&[][..], &[][..]),
+            scale => scales.split_at((cols.div_ceil(P::GROUP) * scale).min(scales.len())),
+        };
+        Row { blocks: P::blocks(blocks), rest, scales, zeros, cols }
     }
 
-    /// Widens the scales of the groups to f32, from the group of step `first` on. Plain formats have none.
+    /// Widens the parameters of the groups to f32, from the group of step `first` on: scales into the first
+    /// half of `to` and zero points into the second, or scales alone where the format has no zero points.
     #[inline(always)]
     pub(crate) fn scales<S: Simd>(&self, simd: S, first: usize, to: &mut [Eight]) {
-        let groups = self.scales.get(first / P::STEPS * 2..).unwrap_or(&[]);
-        let (whole, rest) = groups.as_chunks::<16>();
-        for (to, from) in to.iter_mut().zip(whole) {
-            simd.store(simd.load_f16(from), to);
+        let first = first / P::STEPS;
+        let scales = self.scales.get(first * P::SCALE..).unwrap_or(&[]);
+        let (to, zeros_to) = to.split_at_mut(if P::ZERO > 0 { to.len() / 2 } else { to.len() });
+        if P::SCALE == 2 {
+            let (whole, rest) = scales.as_chunks::<16>();
+            for (to, from) in to.iter_mut().zip(whole) {
+                simd.store(simd.load_f16(from), to);
+            }
+            if let Some(to) = to.get_mut(whole.len()) {
+                let mut eight = [0u8; 16];
+                eight[..rest.len()].copy_from_slice(rest);
+                simd.store(simd.load_f16(&eight), to);
+            }
+        } else {
+            for (to, from) in to.as_flattened_mut().iter_mut().zip(scales.as_chunks::<4>().0) {
+                *to = f32::from_le_bytes(*from);
+            }
         }
-        if let Some(to) = to.get_mut(whole.len()) {
-            let mut eight = [0u8; 16];
-            eight[..rest.len()].copy_from_slice(rest);
-            simd.store(simd.load_f16(&eight), to);
+        let zeros = self.zeros.get(first * P::ZERO..).unwrap_or(&[]);
+        let zeros_to = zeros_to.as_flattened_mut().iter_mut();
+        if P::ZERO == 1 {
+            zeros_to.zip(zeros).for_each(|(to, &from)| *to = f32::from(from));
+        } else if P::ZERO == 2 {
+            let zeros = zeros.as_chunks::<2>().0;
+            zeros_to.zip(zeros).for_each(|(to, from)| *to = f32::from(u16::from_le_bytes(*from)));
         }
     }
 
-    /// The columns after the last whole step, in up to four vectors, zeros beyond `cols`.
+    /// The columns after the last whole step, in up to four vectors, zeros beyond `cols`. Formats in larger
+    /// blocks have none.
     #[inline(always)]
-    pub(crate) fn tail<S: Simd>(&self, simd: S, scale: f32) -> [Eight; 4] {
-        let mut block = P::ZERO;
+    pub(crate) fn tail<S: Simd>(&self, simd: S, scale: Scale) -> [Eight; 4] {
+        let mut block = P::EMPTY;
         let there = self.rest.len().min(block.as_ref().len());
         block.as_mut()[..there].copy_from_slice(&self.rest[..there]);
         let mut wide = [[0f32; 8]; 4];
-        let vectors = P::widen(simd, &block, scale);
+        let vectors = P::widen(simd, &block, &P::NO_HEAD, 0, scale);
         for v in 0..4 {
             simd.store(vectors[v], &mut wide[v]);
         }
@@ -142,15 +190,24 @@ impl<'a, P: Packed> Row<'a, P> {
     }
 }
 
-/// Vectors that hold the scales of a row of `cols` columns.
+/// Vectors that hold the scales and zero points of a row of `cols` columns.
 pub(crate) const fn scale_vectors<P: Packed>(cols: usize) -> usize {
-    if P::QUANTISED { cols.div_ceil(P::GROUP).div_ceil(8) } else { 0 }
+    let vectors = if P::SCALE > 0 { cols.div_ceil(P::GROUP).div_ceil(8) } else { 0 };
+    if P::ZERO > 0 { 2 * vectors } else { vectors }
 }
 
-/// The scale of a step, from what [`Row::scales`] gave; 1 for plain formats.
+/// The parameters of a step, from what [`Row::scales`] gave.
 #[inline(always)]
-pub(crate) fn scale<P: Packed>(scales: &[Eight], step: usize) -> f32 {
-    if P::QUANTISED { scales.as_flattened()[step / P::STEPS] } else { 1.0 }
+pub(crate) fn scale<P: Packed>(scales: &[Eight], step: usize) -> Scale {
+    if P::SCALE == 0 {
+        return Scale { scale: 1.0, zero: 0.0 };
+    }
+    let at = step / P::STEPS;
+    if P::ZERO == 0 {
+        return Scale { scale: scales.as_flattened()[at], zero: 0.0 };
+    }
+    let (scales, zeros) = scales.split_at(scales.len() / 2);
+    Scale { scale: scales.as_flattened()[at], zero: zeros.as_flattened()[at] }
 }
 
 #[inline(always)]
@@ -163,4 +220,21 @@ fn quarters<const N: usize, const Q: usize>(block: &[u8; N]) -> [&[u8; Q]; 4] {
 fn halves(block: &[u8; 16]) -> [&[u8; 8]; 2] {
     let parts = block.as_chunks::<8>().0;
     [&parts[0], &parts[1]]
+}
+
+/// `v · scale + offset` of each.
+#[inline(always)]
+fn scaled<S: Simd>(simd: S, [a, b, c, d]: [S::V; 4], scale: S::V, offset: S::V) -> [S::V; 4] {
+    [
+        simd.mul_add(a, scale, offset),
+        simd.mul_add(b, scale, offset),
+        simd.mul_add(c, scale, offset),
+        simd.mul_add(d, scale, offset),
+    ]
+}
+
+/// `v · scale` of each.
+#[inline(always)]
+fn times<S: Simd>(simd: S, [a, b, c, d]: [S::V; 4], scale: S::V) -> [S::V; 4] {
+    [simd.mul(a, scale), simd.mul(b, scale), simd.mul(c, scale), simd.mul(d, scale)]
 }

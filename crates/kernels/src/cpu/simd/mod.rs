@@ -30,6 +30,8 @@ pub(crate) trait Job {
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Eight f32.
     type V: Copy;
+    /// 32 bytes.
+    type Bytes: Copy;
 
     /// Runs a kernel with this instruction set switched on.
     fn enter<J: Job>(self, job: J) -> J::Out;
@@ -62,8 +64,32 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn load_bf16(self, from: &[u8; 16]) -> Self::V;
     /// Signed bytes.
     fn load_i8(self, from: &[u8; 8]) -> Self::V;
+    /// Unsigned bytes.
+    fn load_u8(self, from: &[u8; 8]) -> Self::V;
+    /// float8 `e4m3fn`: 0x7f and 0xff are NaN.
+    fn load_e4m3(self, from: &[u8; 8]) -> Self::V;
     /// The low four bits of each byte, and the high four bits, as 0 to 15.
     fn load_nibbles(self, from: &[u8; 8]) -> (Self::V, Self::V);
+    /// What `table` has for the low four bits of each byte, and for the high four bits.
+    fn look_up(self, table: &[f32; 16], from: &[u8; 8]) -> (Self::V, Self::V);
+    /// One little-endian binary16, eight times.
+    fn splat_f16(self, from: [u8; 2]) -> Self::V;
+    /// `v / 127`, rounded as a division is, for 0 and for magnitudes of 1e-30 to 1e30.
+    fn over_127(self, v: Self::V) -> Self::V;
+
+    fn load_bytes(self, from: &[u8; 32]) -> Self::Bytes;
+    /// The low four bits of each byte, then the high four bits of each.
+    fn nibbles(self, from: &[u8; 16]) -> Self::Bytes;
+    /// `value` in byte `i` where bit `i` is set, 0 in the others.
+    fn spread(self, bits: u32, value: u8) -> Self::Bytes;
+    /// Each byte shifted right by up to 7 bits, then masked. `mask` must have no bit that the shift empties.
+    fn shift_right(self, v: Self::Bytes, by: usize, mask: u8) -> Self::Bytes;
+    /// Each byte shifted left. The bits that would leave it must be 0.
+    fn shift_left(self, v: Self::Bytes, by: usize) -> Self::Bytes;
+    fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// Unsigned bytes as f32.
+    fn codes(self, v: Self::Bytes) -> [Self::V; 4];
+
     /// Asks for the cache line that is `at` bytes after the start of `from`, inside of it or beyond.
     fn prefetch<T>(self, from: &[T], at: usize);
 

@@ -9,6 +9,7 @@ pub(crate) struct Portable;
 
 impl Simd for Portable {
     type V = Eight;
+    type Bytes = [u8; 32];
 
     #[inline(always)]
     fn enter<J: Job>(self, job: J) -> J::Out {
@@ -102,8 +103,72 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn load_u8(self, from: &[u8; 8]) -> Eight {
+        from.map(f32::from)
+    }
+
+    // The format's exponent has one bit less than that of binary16; their biases are 7 and 15.
+    #[inline(always)]
+    fn load_e4m3(self, from: &[u8; 8]) -> Eight {
+        from.map(|b| match b & 0x7f {
+            0x7f => f32::NAN,
+            size => f16::from_bits(u16::from(b & 0x80) << 8 | u16::from(size) << 7).to_f32() * 256.0,
+        })
+    }
+
+    #[inline(always)]
     fn load_nibbles(self, from: &[u8; 8]) -> (Eight, Eight) {
         (from.map(|b| f32::from(b & 15)), from.map(|b| f32::from(b >> 4)))
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[f32; 16], from: &[u8; 8]) -> (Eight, Eight) {
+        (from.map(|b| table[usize::from(b & 15)]), from.map(|b| table[usize::from(b >> 4)]))
+    }
+
+    #[inline(always)]
+    fn splat_f16(self, from: [u8; 2]) -> Eight {
+        [f16::from_le_bytes(from).to_f32(); 8]
+    }
+
+    #[inline(always)]
+    fn over_127(self, v: Eight) -> Eight {
+        v.map(|x| x / 127.0)
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8; 32]) -> [u8; 32] {
+        *from
+    }
+
+    #[inline(always)]
+    fn nibbles(self, from: &[u8; 16]) -> [u8; 32] {
+        std::array::from_fn(|i| if i < 16 { from[i] & 15 } else { from[i - 16] >> 4 })
+    }
+
+    #[inline(always)]
+    fn spread(self, bits: u32, value: u8) -> [u8; 32] {
+        std::array::from_fn(|i| (bits >> i & 1) as u8 * value)
+    }
+
+    #[inline(always)]
+    fn shift_right(self, v: [u8; 32], by: usize, mask: u8) -> [u8; 32] {
+        v.map(|b| b >> by & mask)
+    }
+
+    #[inline(always)]
+    fn shift_left(self, v: [u8; 32], by: usize) -> [u8; 32] {
+        v.map(|b| b << by)
+    }
+
+    #[inline(always)]
+    fn or(self, a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    fn codes(self, v: [u8; 32]) -> [Eight; 4] {
+        std::array::from_fn(|i| std::array::from_fn(|j| f32::from(v[8 * i + j])))
     }
 
     #[inline(always)]
