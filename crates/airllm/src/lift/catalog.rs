@@ -61,12 +61,13 @@ impl Lifted {
     }
 
     /// Bytes of memory that reading takes besides the buffers that are read into, with `readers` threads
-    /// and the one that computes: vectors, which are kept, and rows on their way.
+    /// and the one that computes: vectors, which are made once and kept, and rows on their way.
     pub(crate) fn memory(&self, readers: usize) -> u64 {
         let plans = || self.made.iter().flat_map(|file| &file.tensors).map(|(_, plan)| plan);
-        let kept: u64 = plans().filter(|p| p.decl.is_vector()).map(TensorPlan::bytes).sum();
-        let working = plans().map(TensorPlan::working).max().unwrap_or(0);
-        kept + ((readers + 1) * working) as u64
+        let (vectors, matrices): (Vec<_>, Vec<_>) = plans().partition(|plan| plan.decl.is_vector());
+        let kept: u64 = vectors.iter().map(|plan| plan.bytes()).sum();
+        let most = |plans: Vec<&TensorPlan>| plans.into_iter().map(TensorPlan::working).max().unwrap_or(0);
+        kept + (most(vectors) + (readers + 1) * most(matrices)) as u64
     }
 }
 

@@ -40,6 +40,9 @@ pub(crate) struct UnitPlan {
     pub(crate) name: String,
     /// The shard that it is stored in, its own or another unit's.
     pub(crate) shard: String,
+    /// Whether it is read only when asked for.
+    #[expect(dead_code, reason = "for the catalog's units that stream on demand")]
+    pub(crate) on_demand: bool,
     pub(crate) tensors: Vec<TensorPlan>,
 }
 
@@ -147,7 +150,7 @@ pub(crate) fn units(repo: &Repo, config: &Config, bits: Bits) -> Result<Vec<Unit
     let plan = |unit: UnitDecl| -> Result<UnitPlan> {
         let tensors = unit.tensors.iter().map(|decl| tensor(repo, &scheme, &unit, decl, bits));
         let tensors = tensors.collect::<Result<_>>()?;
-        Ok(UnitPlan { name: unit.name, shard: unit.shard, tensors })
+        Ok(UnitPlan { name: unit.name, shard: unit.shard, on_demand: unit.on_demand, tensors })
     };
     config.units().into_iter().map(plan).collect()
 }

@@ -59,9 +59,9 @@ impl TensorPlan {
         if self.decl.is_vector() {
             return row + 4 * cols;
         }
-        // A tile, or a row where that is longer, but never more than there is.
+        // A tile, or a row where that is longer, but never more than there is; and a row that is cut.
         let tile = TILE.max(row).min(self.decl.rows() * row);
-        tile + 4 * cols + self.stored.working(cols)
+        tile + self.row_bytes() + 4 * cols + self.stored.working(cols)
     }
 
     /// Rows of the checkpoint's tensor, folded and packed.

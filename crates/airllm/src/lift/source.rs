@@ -9,8 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 /// The checkpoint's files, as [`FileSource`] reads them, followed by one file for each shard that has tensors
-/// to make. A made file answers in whole rows: those that a read holds only a part of come back as zeros,
-/// because what streams is whole rows and making one for a part of it would be for nothing.
+/// to make, whose rows are made by whoever reads them.
 ///
 /// Besides the buffers of its callers it takes what [`Lifted::memory`](super::Lifted::memory) says.
 pub(crate) struct LiftedSource {
@@ -66,40 +65,57 @@ impl LiftedSource {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fills `buf` with the whole rows at `offset` of a made file, and with zeros.
+    /// Fills `buf` with what is at `offset` of a made file; zeros between and behind tensors.
     fn make(&self, file: &Made, offset: u64, buf: &mut [u8], scratch: &mut Scratch) -> Result<()> {
         let end = offset + buf.len() as u64;
         let first = file.tensors.partition_point(|t| t.offset + t.plan.bytes() <= offset);
         let mut done = 0;
         for tensor in file.tensors[first..].iter().take_while(|t| t.offset < end) {
-            let (rows, at) = tensor.whole_rows(offset..end);
-            let row = tensor.plan.row_bytes();
-            let at = at as usize;
-            if rows.is_empty() {
-                continue;
-            }
-            let out = at..at + rows.len() * row;
+            // Both ends of the range, counted from the start of the tensor.
+            let from = offset.saturating_sub(tensor.offset) as usize;
+            let to = (end - tensor.offset).min(tensor.plan.bytes()) as usize;
+            let at = tensor.offset.saturating_sub(offset) as usize;
             buf[done..at].fill(0);
-            done = out.end;
+            done = at + to - from;
+            let out = &mut buf[at..done];
             match &tensor.kept {
-                Some(kept) => buf[out].copy_from_slice(kept),
-                None => tensor.plan.rows(&self.files, rows, scratch, &mut buf[out])?,
+                Some(kept) => out.copy_from_slice(&kept[from..to]),
+                None => self.make_rows(&tensor.plan, from..to, out, scratch)?,
             }
         }
         buf[done..].fill(0);
         Ok(())
     }
-}
 
-impl MadeTensor {
-    /// The rows that lie in `range` of the file as a whole, and where the first one is, counted from the
-    /// start of the range.
-    fn whole_rows(&self, range: Range<u64>) -> (Range<usize>, u64) {
-        let (row, rows) = (self.plan.row_bytes().max(1) as u64, self.plan.decl.rows() as u64);
-        let first = range.start.saturating_sub(self.offset).div_ceil(row).min(rows);
-        let last = (range.end.saturating_sub(self.offset) / row).clamp(first, rows);
-        let at = (self.offset + first * row).saturating_sub(range.start);
-        (first as usize..last as usize, at)
+    /// Fills `out` with the bytes `range` of a tensor.
+    fn make_rows(
+        &self,
+        plan: &TensorPlan,
+        range: Range<usize>,
+        mut out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let row = plan.row_bytes().max(1);
+        let mut at = range.start;
+        while at < range.end {
+            let (first, skip) = (at / row, at % row);
+            let whole = if skip == 0 { (range.end - at) / row } else { 0 };
+            let count = match whole {
+                0 => (row - skip).min(range.end - at),
+                rows => rows * row,
+            };
+            let (now, rest) = out.split_at_mut(count);
+            if whole > 0 {
+                plan.rows(&self.files, first..first + whole, scratch, now)?;
+            } else {
+                // Only a part of a row: that of the stripe before, or of the one behind.
+                let mut edge = vec![0; row];
+                plan.rows(&self.files, first..first + 1, scratch, &mut edge)?;
+                now.copy_from_slice(&edge[skip..skip + count]);
+            }
+            (at, out) = (at + count, rest);
+        }
+        Ok(())
     }
 }
 

@@ -92,7 +92,7 @@ fn prepared_rows_are_the_live_ones() {
 }
 
 #[test]
-fn a_read_of_part_of_a_made_file_has_its_whole_rows() {
+fn made_files_answer_any_read() {
     let Some(dir) = fixture("gptq_sym_g128") else { return };
     let live = Checkpoint::open(&dir, None).unwrap();
     let catalog = live.catalog(None).unwrap();
@@ -100,29 +100,18 @@ fn a_read_of_part_of_a_made_file_has_its_whole_rows() {
     let unit = &catalog.units[1];
     let file = unit.tensors[0].file;
     assert!(file >= live.files().len() && unit.tensors.iter().all(|t| t.file == file));
-    let len = source.len(file);
-    let mut whole = vec![0; len as usize];
+    let len = source.len(file) as usize;
+    let mut whole = vec![0; len];
     source.read_at(file, 0, &mut whole).unwrap();
+    whole.resize(len + 4096, 0);
     let mut noise = noise(7);
-    for _ in 0..60 {
-        let from = u64::from(noise()) % len;
-        let mut part = vec![7; (u64::from(noise()) % 9000).min(len + 4095 - from) as usize];
-        source.read_at(file, from, &mut part).unwrap();
-        for tensor in &unit.tensors {
-            for row in 0..tensor.rows {
-                let at = tensor.offset + (row * tensor.row_bytes()) as u64;
-                let end = at + tensor.row_bytes() as u64;
-                if at >= from && end <= from + part.len() as u64 {
-                    assert_eq!(
-                        part[(at - from) as usize..(end - from) as usize],
-                        whole[at as usize..end as usize],
-                        "{} row {row} in {} bytes at {from}",
-                        tensor.name,
-                        part.len()
-                    );
-                }
-            }
+    for most in [3, 300, 9000] {
+        for _ in 0..60 {
+            let from = noise() as usize % len;
+            let mut part = vec![7; (noise() as usize % most).min(len + 4095 - from)];
+            source.read_at(file, from as u64, &mut part).unwrap();
+            assert!(part == whole[from..from + part.len()], "{} bytes at {from}", part.len());
         }
     }
-    assert!(source.read_at(file, len - 10, &mut vec![0; 10 + 4096]).is_err());
+    assert!(source.read_at(file, len as u64 - 10, &mut vec![0; 10 + 4096]).is_err());
 }
