@@ -8,7 +8,7 @@
 use airllm_benches::{Row, best, median, report};
 use airllm_format::{FileSource, NumFormat, ReadMode};
 use airllm_kernels::Cpu;
-use airllm_stream::{Catalog, Error, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
+use airllm_stream::{Catalog, ExpertCache, Error, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
 use memmap2::{Advice, Mmap, MmapMut, UncheckedAdvice};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
@@ -167,10 +167,13 @@ fn ring(path: &Path, bytes: u64) -> Option<u64> {
     let tensor =
         Tensor { name: "w".into(), file: 0, offset: 0, format: NumFormat::Bf16, rows, cols, checksum: None };
     let id = TensorId { unit: 0, tensor: 0 };
-    let catalog =
-        Catalog { units: vec![Unit { name: "layer".into(), tensors: vec![tensor] }], pass: vec![id] };
+    let catalog = Catalog {
+        units: vec![Unit { name: "layer".into(), tensors: vec![tensor], on_demand: false }],
+        pass: vec![id],
+    };
     let timeline = Arc::new(Timeline::new(false));
-    let options = Options { pinned: vec![], slots: 4, slot_bytes: BLOCK, readers: 2, timeline };
+    let experts = ExpertCache::default();
+    let options = Options { pinned: vec![], slots: 4, slot_bytes: BLOCK, experts, readers: 2, timeline };
     let mut stream = Pipeline::start(Arc::new(Cpu::new(1)), Arc::new(source), catalog, &options).ok()?;
     stream.rows::<Error, _>(id, |_| Ok(())).ok()?;
     Some(stream.stats().bytes_read)

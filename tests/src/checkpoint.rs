@@ -1,4 +1,4 @@
-//! Random Llama checkpoints in the Hugging Face layout, from kilobytes to hundreds of gigabytes.
+//! Random Llama and Mixtral checkpoints in the Hugging Face layout, from kilobytes to hundreds of gigabytes.
 //!
 //! Weights are scaled so that activations keep unit variance and logits have a standard deviation of
 //! about 1.5, whatever the size: softmax is neither flat nor a spike, and nothing overflows in half
@@ -225,6 +225,16 @@ impl Checkpoint {
             "eos_token_id": tokenizer::EOS,
             "torch_dtype": self.dtype.torch(),
         });
+        if s.experts > 0 {
+            for (key, value) in [
+                ("architectures", json!(["MixtralForCausalLM"])),
+                ("model_type", json!("mixtral")),
+                ("num_local_experts", json!(s.experts)),
+                ("num_experts_per_tok", json!(s.top_k)),
+            ] {
+                config[key] = value;
+            }
+        }
         for (key, value) in &self.config {
             match (value, config.as_object_mut()) {
                 (Value::Null, Some(object)) => drop(object.shift_remove(key)),

@@ -5,7 +5,7 @@ use airllm::{AutoModel, Bits, Checkpoint, Generation};
 use airllm_format::{FaultSource, LayerSource, ReadMode};
 use airllm_kernels::Cpu;
 use airllm_model::{Model, Span, Want, bind};
-use airllm_stream::{Options, Pipeline, Timeline};
+use airllm_stream::{ExpertCache, Options, Pipeline, Timeline};
 use airllm_tests::checkpoint::{self, Dtype, Shape};
 use proptest::prelude::*;
 use std::path::Path;
@@ -24,9 +24,12 @@ struct Made {
     checkpoint: Checkpoint,
 }
 
-fn published(tied: bool, dtype: Dtype, seed: u64) -> Made {
+fn shape(tied: bool) -> Shape {
+    Shape { layers: 4, tied, attention_bias: tied, mlp_bias: tied, ..Shape::TINY }
+}
+
+fn published(shape: Shape, dtype: Dtype, seed: u64) -> Made {
     let dir = tempfile::tempdir().unwrap();
-    let shape = Shape { layers: 4, tied, attention_bias: tied, mlp_bias: tied, ..Shape::TINY };
     let made = checkpoint::Checkpoint::new(shape).dtype(dtype).seed(seed).shards(2);
     made.write(&dir.path().join("model")).unwrap();
     let checkpoint = Checkpoint::open(&dir.path().join("model"), None).unwrap();
@@ -34,7 +37,11 @@ fn published(tied: bool, dtype: Dtype, seed: u64) -> Made {
 }
 
 fn prepared(tied: bool, dtype: Dtype, bits: Bits, seed: u64) -> Made {
-    let Made { _dir: dir, checkpoint } = published(tied, dtype, seed);
+    of_shape(shape(tied), dtype, bits, seed)
+}
+
+fn of_shape(shape: Shape, dtype: Dtype, bits: Bits, seed: u64) -> Made {
+    let Made { _dir: dir, checkpoint } = published(shape, dtype, seed);
     let builder = AutoModel::builder().home(dir.path().join("home")).bits(bits);
     let shards = builder.prepare(&checkpoint).unwrap();
     let checkpoint = Checkpoint::open(shards.dir(), None).unwrap();
@@ -44,7 +51,9 @@ fn prepared(tied: bool, dtype: Dtype, bits: Bits, seed: u64) -> Made {
 /// How a run is laid out, and what goes wrong in it.
 #[derive(Debug, Clone)]
 struct Layout {
+    /// Units that stay, over and over if there are more units.
     pinned: Vec<bool>,
+    expert_slots: usize,
     slots: usize,
     slot_bytes: usize,
     readers: usize,
@@ -58,10 +67,11 @@ struct Layout {
 
 fn layout() -> impl Strategy<Value = Layout> {
     let stream = (prop::collection::vec(any::<bool>(), 6), 1usize..5, 2usize..12, 1usize..5);
-    let compute = (1usize..4, 1usize..14, any::<bool>());
+    let compute = (1usize..4, 1usize..14, any::<bool>(), 2usize..20);
     let faults = (prop::collection::btree_set(0u64..60, 0..4), prop::option::of(any::<u64>()), 0u64..4);
     (stream, compute, faults).prop_map(|(stream, compute, faults)| Layout {
         pinned: stream.0,
+        expert_slots: compute.3,
         slots: stream.1,
         slot_bytes: stream.2 * 4096,
         readers: stream.3,
@@ -90,7 +100,8 @@ fn run(model: &Made, layout: &Layout) -> Vec<Vec<u32>> {
     let config = model.checkpoint.config().clone();
     let catalog = model.checkpoint.catalog(None).unwrap();
     let options = Options {
-        pinned: layout.pinned.clone(),
+        pinned: layout.pinned.iter().copied().cycle().take(catalog.units.len()).collect(),
+        experts: ExpertCache { slots: layout.expert_slots, slot_bytes: layout.slot_bytes },
         slots: layout.slots,
         slot_bytes: layout.slot_bytes,
         readers: layout.readers,
@@ -145,6 +156,7 @@ fn best(row: &[f32]) -> u32 {
 fn simple() -> Layout {
     Layout {
         pinned: vec![true; 6],
+        expert_slots: 0,
         slots: 0,
         slot_bytes: 1 << 20,
         readers: 1,
@@ -184,11 +196,21 @@ fn logits_are_the_same_bits_for_every_plan_at_32_8_and_4_bits() {
 
 #[test]
 fn logits_are_the_same_bits_for_every_plan_of_a_checkpoint_as_it_is() {
-    for (tied, dtype, seed) in [(false, Dtype::Bf16, 6), (true, Dtype::F16, 7)] {
-        let live = published(tied, dtype, seed);
+    let experts = Shape { layers: 3, experts: 5, intermediate: 64, ..Shape::TINY };
+    for (shape, dtype, seed) in
+        [(shape(false), Dtype::Bf16, 8), (shape(true), Dtype::F16, 9), (experts, Dtype::Bf16, 10)]
+    {
+        let live = published(shape, dtype, seed);
         check(&live, 12);
-        assert!(run(&live, &simple()) == run(&prepared(tied, dtype, Bits::Source, seed), &simple()));
+        assert!(run(&live, &simple()) == run(&of_shape(shape, dtype, Bits::Source, seed), &simple()));
     }
+}
+
+#[test]
+fn logits_are_the_same_bits_for_every_plan_with_experts() {
+    let shape = Shape { layers: 3, experts: 5, intermediate: 64, ..Shape::TINY };
+    check(&of_shape(shape, Dtype::Bf16, Bits::Source, 6), 24);
+    check(&of_shape(shape, Dtype::Bf16, Bits::Q4, 7), 12);
 }
 
 #[test]

@@ -50,6 +50,12 @@ pub struct Args {
     /// Longest context that the config declares
     #[arg(long)]
     context: Option<usize>,
+    /// Experts of a layer; 0 for one MLP
+    #[arg(long, default_value_t = 0)]
+    experts: usize,
+    /// Experts that a token goes through
+    #[arg(long, default_value_t = 2)]
+    experts_per_token: usize,
     /// Use the embedding as head
     #[arg(long)]
     tied: bool,
@@ -130,6 +136,8 @@ impl Args {
             tied: self.tied,
             attention_bias: self.bias,
             mlp_bias: self.bias,
+            experts: self.experts,
+            top_k: self.experts_per_token,
         }
     }
 }

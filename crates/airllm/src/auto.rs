@@ -143,6 +143,7 @@ impl AutoModel {
             options: options.clone(),
             tokenizer: self.tokenizer.as_ref().ok(),
             vocab: self.config.vocab,
+            switch: self.config.rotary.switch(),
             eos: &self.eos,
             limit: self.limit,
             room: self.forecast.context,

@@ -327,16 +327,16 @@ impl Builder {
     pub fn plan(&self, checkpoint: &Checkpoint) -> Result<Forecast> {
         let ready = self.ready(checkpoint)?;
         let files = ready.as_ref().map_or_else(|| checkpoint.files(), Prepared::shard_paths);
-        let (catalog, extra) = match checkpoint.form() {
+        let (catalog, making) = match checkpoint.form() {
             Form::Published(_) if ready.is_none() && self.as_it_is(checkpoint) => {
                 let lifted = checkpoint.lifted(Bits::Source)?;
-                let extra = lifted.memory(self.readers);
-                (lifted.catalog, extra)
+                let making = lifted.memory(self.readers);
+                (lifted.catalog, making)
             }
             _ => (checkpoint.catalog(self.bits)?, 0),
         };
         let measured = self.measure(&files)?;
-        let want = self.want(checkpoint, &catalog, extra);
+        let want = self.want(checkpoint, &catalog, making);
         let mut forecast = forecast(checkpoint.config(), &catalog, measured.hardware, &want)?;
         forecast.disk_measured = measured.disk;
         let fewer: Result<Vec<(Bits, Catalog)>> = [Bits::Q8, Bits::Q4]
@@ -458,7 +458,7 @@ impl Builder {
         Ok(Measured { hardware: Hardware { disk, memory }, disk: measured, mode })
     }
 
-    fn want(&self, checkpoint: &Checkpoint, catalog: &Catalog, extra: u64) -> Want {
+    fn want(&self, checkpoint: &Checkpoint, catalog: &Catalog, making: u64) -> Want {
         let weights: usize = catalog.units.iter().map(airllm_stream::Unit::bytes).sum();
         let limit = self.limit(checkpoint).unwrap_or(CACHE_TOKENS);
         let sequence = if self.context.is_some() { limit } else { limit.min(CACHE_TOKENS) };
@@ -474,7 +474,8 @@ impl Builder {
             cache_may_shrink: self.cache_tokens.is_none() && self.context.is_none(),
             batch_tokens: self.batch_tokens,
             logit_rows: self.max_batch,
-            extra,
+            additions: Arc::from([]),
+            making,
         }
     }
 

@@ -237,7 +237,7 @@ pub(crate) fn prepared_catalog(prepared: &Prepared, config: &Config) -> Result<C
             })
         };
         let tensors = found.map(tensor).collect::<Result<_>>()?;
-        catalog.units.push(Unit { name: unit.name, tensors });
+        catalog.units.push(Unit { name: unit.name, tensors, on_demand: unit.on_demand });
     }
     catalog.pass = lift::pass(&catalog, config);
     Ok(catalog)

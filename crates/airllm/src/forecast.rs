@@ -2,10 +2,11 @@
 
 use crate::{Error, Result};
 use airllm_format::Bits;
-use airllm_model::{Config, activation_bytes, kv_bytes, logits_bytes};
-use airllm_stream::plan::{UnitNeed, plan};
+use airllm_model::{Config, LowRank, activation_bytes, adapter_bytes, kv_bytes, logits_bytes};
+use airllm_stream::plan::{Share, UnitNeed, plan};
 use airllm_stream::{Catalog, Hardware, Need, Plan, Request};
 use serde::Serialize;
+use std::sync::Arc;
 
 /// A plan and everything it was made from.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -66,8 +67,10 @@ pub(crate) struct Want {
     pub(crate) batch_tokens: Option<usize>,
     /// Rows of logits that a pass returns.
     pub(crate) logit_rows: usize,
-    /// Bytes that making rows takes, of a checkpoint that runs as it is.
-    pub(crate) extra: u64,
+    /// Additions to the weights.
+    pub(crate) additions: Arc<[LowRank]>,
+    /// Bytes that whoever makes the weights needs beside them.
+    pub(crate) making: u64,
 }
 
 /// Tokens a pass where memory is plenty: enough that reading a prompt is bound by arithmetic.
@@ -99,7 +102,11 @@ pub(crate) fn forecast(
     for &context in &caches[cache..] {
         for batch_tokens in batches(want.batch_tokens, config, budget) {
             let fixed = fixed_bytes(config, catalog, context, batch_tokens, want);
-            let need = Need::of(catalog, fixed);
+            let share = config.moe.as_ref().map_or(Share::WHOLE, |moe| Share {
+                used: moe.top_k as u32,
+                of: moe.experts as u32,
+            });
+            let need = Need::of(catalog, fixed).with_shares(|_| share);
             match plan(&need, &hardware, &want.request) {
                 Ok(plan) => {
                     return Ok(Forecast {
@@ -149,9 +156,10 @@ fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, w
     (kv_bytes(config, cache) as u64)
         .saturating_add(activation_bytes(config, batch) as u64)
         .saturating_add(logits_bytes(config, want.logit_rows) as u64)
+        .saturating_add(adapter_bytes(&want.additions, batch) as u64)
+        .saturating_add(want.making)
         .saturating_add((row * batch) as u64)
         .saturating_add(OVERHEAD)
-        .saturating_add(want.extra)
 }
 
 /// What fewer bits would bring: `catalogs` holds the same model by bits.

@@ -69,6 +69,7 @@ pub struct Generate<'a> {
     eos: Vec<u32>,
     /// Tokens of key/value cache that are not given to a sequence.
     room: usize,
+    switch: Option<usize>,
     cancel: Cancel,
     limits: Limits,
     pieces: VecDeque<Piece>,
@@ -88,6 +89,8 @@ pub(crate) struct Start<'a> {
     pub(crate) options: Generation,
     pub(crate) tokenizer: Option<&'a Tokenizer>,
     pub(crate) vocab: usize,
+    /// See [`Rotary::switch`](airllm_model::rope::Rotary::switch).
+    pub(crate) switch: Option<usize>,
     pub(crate) eos: &'a [u32],
     /// Tokens a sequence may have; `None` for no limit but the cache.
     pub(crate) limit: Option<usize>,
@@ -99,8 +102,13 @@ pub(crate) struct Start<'a> {
 
 struct Row {
     answer: Answer,
-    /// Tokens that the sequence holds.
+    /// Prompt and answer.
+    tokens: Vec<u32>,
+    /// How many of them the sequence holds.
     fed: usize,
+    /// The length that rotary frequencies are taken from at least: that of the prompt, or of what was read
+    /// anew.
+    rope_len: usize,
     /// Number of the sequence, while there is one.
     seq: Option<usize>,
     /// Tokens that the sequence needs room for.
@@ -138,7 +146,9 @@ impl<'a> Generate<'a> {
             let mut sampler = Sampler::new(options, start.vocab, seed)?;
             sampler.observe(&prompt);
             rows.push(Row {
+                tokens: prompt.clone(),
                 fed: 0,
+                rope_len: prompt.len(),
                 seq: None,
                 capacity: prompt.len() + most,
                 most,
@@ -153,6 +163,7 @@ impl<'a> Generate<'a> {
             rows,
             eos: if options.ignore_eos { Vec::new() } else { start.eos.to_vec() },
             room: start.room,
+            switch: start.switch,
             cancel: start.cancel,
             limits: start.limits,
             pieces: VecDeque::new(),
@@ -203,18 +214,14 @@ impl<'a> Generate<'a> {
     /// One pass over the weights: decoding rows get their next token, others read on in their prompts.
     fn step(&mut self) -> Result<()> {
         self.admit()?;
+        self.rewind()?;
         let (chosen, reads_prompt) = self.choose();
         let steps: Vec<Step<'_>> = chosen
             .iter()
             .filter_map(|&(row, take)| {
-                let Row { answer, fed, seq, .. } = &self.rows[row];
-                let (prompt, ids) = (&answer.prompt_ids, &answer.ids);
-                let (ids, rest) = match fed.checked_sub(prompt.len()) {
-                    Some(at) => (&ids[at..at + take], 0),
-                    None => (&prompt[*fed..fed + take], prompt.len() - fed - take),
-                };
-                let want = if rest == 0 { Want::Last } else { Want::None };
-                Some(Step { seq: (*seq)?, ids, prompt: prompt.len(), want })
+                let Row { tokens, fed, seq, rope_len, .. } = &self.rows[row];
+                let want = if fed + take == tokens.len() { Want::Last } else { Want::None };
+                Some(Step { seq: (*seq)?, ids: &tokens[*fed..fed + take], prompt: *rope_len, want })
             })
             .collect();
         let (before, begin) = (self.counters(), Instant::now());
@@ -249,6 +256,20 @@ impl<'a> Generate<'a> {
         Ok(())
     }
 
+    /// Empties the caches of rows whose next token changes what the cache should hold of all earlier ones.
+    /// They read what they have anew.
+    fn rewind(&mut self) -> Result<()> {
+        let Some(limit) = self.switch else { return Ok(()) };
+        for row in &mut self.rows {
+            let crosses = (1..=limit).contains(&row.fed) && row.tokens.len() > limit && row.rope_len <= limit;
+            let Some(seq) = row.seq.filter(|_| crosses) else { continue };
+            self.engine.close(seq);
+            row.seq = Some(self.engine.open(row.capacity)?);
+            (row.fed, row.rope_len) = (0, row.tokens.len());
+        }
+        Ok(())
+    }
+
     /// Which rows get how many tokens in the next pass, and whether any of them reads its prompt.
     ///
     /// Rows that decode come first: they need one token each, and there are never more rows than
@@ -259,9 +280,10 @@ impl<'a> Generate<'a> {
         let mut reads_prompt = false;
         for prompts in [false, true] {
             for (number, row) in self.rows.iter().enumerate().filter(|(_, row)| row.seq.is_some()) {
-                let unread = row.answer.prompt_ids.len().saturating_sub(row.fed);
-                if (unread > 0) == prompts && left > 0 {
-                    let take = unread.max(1).min(left);
+                let unread = row.tokens.len() - row.fed;
+                let reads = unread > 1 || row.fed < row.answer.prompt_ids.len();
+                if reads == prompts && left > 0 {
+                    let take = unread.min(left);
                     left -= take;
                     reads_prompt |= prompts;
                     chosen.push((number, take));
@@ -276,6 +298,7 @@ impl<'a> Generate<'a> {
     fn take_token(&mut self, number: usize, id: u32) {
         let row = &mut self.rows[number];
         row.answer.ids.push(id);
+        row.tokens.push(id);
         let text = row.text.as_mut().and_then(|text| text.push(id)).unwrap_or_default();
         let (text, stopped) = row.stops.push(&text);
         row.answer.text.push_str(&text);
@@ -323,7 +346,14 @@ impl<'a> Generate<'a> {
 
     fn counters(&self) -> Counters {
         let (stats, flops) = (self.engine.stats(), self.engine.work().flops);
-        Counters { read: stats.bytes_read, leased: stats.bytes_leased, wait_ns: stats.wait_ns, flops }
+        Counters {
+            read: stats.bytes_read,
+            leased: stats.bytes_leased,
+            wait_ns: stats.wait_ns,
+            flops,
+            hits: stats.demand_hits,
+            misses: stats.demand_misses,
+        }
     }
 }
 

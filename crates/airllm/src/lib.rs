@@ -26,6 +26,7 @@
 //! What is absent: printing, panics, and any look at the environment outside [`mod@env`].
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod auto;
 mod builder;
 mod cache;
@@ -56,6 +57,7 @@ pub use airllm_model::Config;
 pub use airllm_stream::plan::{Lane, UnitNeed};
 pub use airllm_stream::{Catalog, Hardware, Plan};
 pub use airllm_text::Tokenizer;
+pub use adapter::Adapter;
 pub use auto::{AutoModel, Hidden, Logits};
 pub use builder::{Builder, Device};
 pub use cache::{Cache, CacheEntry};

@@ -26,6 +26,9 @@ pub struct Physics {
     pub bottleneck: Lane,
     /// Floating-point operations a second that the device declared.
     pub flops_per_s: f64,
+    /// Share of the experts' stripes that were in memory when a token needed them; `None` where the model has
+    /// no experts.
+    pub expert_hit_rate: Option<f64>,
     /// Share of the run in which the computation waited for weights.
     pub waiting: f64,
     /// xxh3_64 of all logits that tokens were chosen from, as little-endian f32, in order of passes
@@ -58,6 +61,9 @@ impl fmt::Display for Physics {
             if let (Some(share), Some(limit)) = (lane.share, lane.limit) {
                 write!(f, " ({:.0} % of {}/s)", share * 100.0, Size(limit as u64))?;
             }
+        }
+        if let Some(rate) = self.expert_hit_rate {
+            write!(f, " | experts {:.0} % in memory", rate * 100.0)?;
         }
         write!(
             f,
@@ -96,6 +102,9 @@ pub(crate) struct Counters {
     pub(crate) leased: u64,
     pub(crate) wait_ns: u64,
     pub(crate) flops: u64,
+    /// Stripes of experts that were in memory when needed, and that were not.
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
 }
 
 /// One stretch of a run: its time, tokens and what the lanes moved.
@@ -114,6 +123,8 @@ impl Stretch {
         self.moved.leased += after.leased.saturating_sub(before.leased);
         self.moved.wait_ns += after.wait_ns.saturating_sub(before.wait_ns);
         self.moved.flops += after.flops.saturating_sub(before.flops);
+        self.moved.hits += after.hits.saturating_sub(before.hits);
+        self.moved.misses += after.misses.saturating_sub(before.misses);
     }
 }
 
@@ -147,6 +158,9 @@ impl Physics {
                 Lane::Memory
             },
             flops_per_s: per(measured.moved.flops as f64, seconds),
+            expert_hit_rate: (measured.moved.hits + measured.moved.misses > 0).then(|| {
+                per(measured.moved.hits as f64, (measured.moved.hits + measured.moved.misses) as f64)
+            }),
             waiting: per(measured.moved.wait_ns as f64 / 1e9, seconds).min(1.0),
             logits_hash: hash.hex(),
         }
@@ -194,7 +208,7 @@ mod tests {
     fn shares_and_bottleneck() {
         let second = Duration::from_secs(1);
         let mut decode = Stretch::default();
-        let after = Counters { read: 500, leased: 4000, wait_ns: 250_000_000, flops: 8 };
+        let after = Counters { read: 500, leased: 4000, wait_ns: 250_000_000, flops: 8, hits: 3, misses: 1 };
         decode.add(second, 2, Counters::default(), after);
         let limits = Limits { disk: Some(1000.0), memory: 20_000.0 };
         let physics = Physics::of(Stretch::default(), decode, limits, &LogitsHash::default());
@@ -202,7 +216,9 @@ mod tests {
         assert_eq!((physics.disk.share, physics.memory.share), (Some(0.5), Some(0.2)));
         assert_eq!((physics.disk.bytes_per_token, physics.waiting), (250.0, 0.25));
         assert_eq!((physics.bottleneck, physics.flops_per_s), (Lane::Disk, 8.0));
+        assert_eq!(physics.expert_hit_rate, Some(0.75));
         let line = physics.to_string();
+        assert!(line.contains("| experts 75 % in memory |"), "{line}");
         assert!(line.starts_with("2.00 tokens/s | disk 250 B/token at 500 B/s (50 % of 1 kB/s)"), "{line}");
     }
 }

@@ -21,7 +21,9 @@ mod tokens;
 pub use attention::{attend, rope};
 pub use matrix::{decode, matmul, not_finite};
 pub use refusals::{empty, refusals};
-pub use tokens::{add, add_bias, gather, rms_norm, silu_mul, store};
+pub use tokens::{
+    add, add_bias, gated, gather, place, reorder, rms_norm, rms_norm_rows, scale_rows, scatter_add, store,
+};
 
 use airllm_format::NumFormat;
 
@@ -94,8 +96,8 @@ pub type Verdict = std::result::Result<(), Failure>;
 macro_rules! conformance {
     ($name:ident, $device:expr) => {
         $crate::conformance!($name, $device,
-            decode matmul not_finite rms_norm add_bias add silu_mul rope store attend gather
-            refusals empty);
+            decode matmul not_finite rms_norm rms_norm_rows add_bias add gated reorder scale_rows scatter_add place
+            rope store attend gather refusals empty);
     };
     ($name:ident, $device:expr, $($verb:ident)+) => {
         mod $name {

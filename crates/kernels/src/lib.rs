@@ -37,5 +37,5 @@ mod trace;
 pub use cpu::{Cpu, CpuBuf};
 pub use error::{Error, Result};
 pub use memory::Memory;
-pub use ops::{Attend, Columns, Matrix, Ops, Rope, RopeKind, Work};
+pub use ops::{Activation, Attend, Columns, Matrix, Ops, Place, Rope, RopeKind, Work, alibi_slope};
 pub use trace::{Event, Extent, Trace};

@@ -54,22 +54,70 @@ pub struct Rope {
 }
 
 /// Shape of causal grouped-query attention over one sequence's cache.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Attend {
     /// The row of `q` and `out` that holds the first query.
     pub first: usize,
     /// Queries.
     pub n: usize,
-    /// Position of the first query; query `i` sees cache rows `0..=start + i`.
+    /// Position of the first query; query `i` sees no cache row after `start + i`.
     pub start: usize,
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Numbers in a head.
+    /// Numbers in a head of queries and keys.
     pub head_dim: usize,
-    /// Scores are multiplied by this before the softmax.
+    /// Numbers in a head of values and of the result.
+    pub value_dim: usize,
+    /// Products of query and key are multiplied by this.
     pub scale: f32,
+    /// Where above 0, a score `s` becomes `softcap · tanh(s / softcap)` (Gemma 2).
+    pub softcap: f32,
+    /// Where above 0, the query at position `p` sees only rows from `p + 1 - window` on (Mistral).
+    pub window: usize,
+    /// Whether scores get `slope · (j - p)`, `j` being the row, `p` the query's position, and the slope
+    /// that of [`alibi_slope`].
+    pub alibi: bool,
+}
+
+/// The slope of a head in ALiBi: `2^(-8(h+1)/m)` for the first `m` heads, `m` being the largest power of
+/// two up to `heads`; the others take every second slope of twice as many heads.
+///
+/// Press et al., "Train Short, Test Long", 2022, with the interpolation of its reference code.
+pub fn alibi_slope(head: usize, heads: usize) -> f32 {
+    let whole = if heads == 0 { 1 } else { 1usize << heads.ilog2() };
+    let exponent = if head < whole {
+        -8.0 * (head + 1) as f64 / whole as f64
+    } else {
+        -4.0 * (2 * (head - whole) + 1) as f64 / whole as f64
+    };
+    exponent.exp2() as f32
+}
+
+/// The function on the gate of a gated feed-forward block (Shazeer, "GLU Variants", 2020).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Activation {
+    /// `x / (1 + e^-x)`: SwiGLU.
+    #[default]
+    Silu,
+    /// `x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`: GeGLU in its usual approximation.
+    GeluTanh,
+}
+
+/// Equal columns of two row-major arrays, for [`Ops::place`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Rows written.
+    pub rows: usize,
+    /// So many rows in a row are written from the same row.
+    pub repeat: usize,
+    /// Columns copied.
+    pub width: usize,
+    /// Where they lie in rows of `x`.
+    pub from: Columns,
+    /// Where they go in rows of `y`.
+    pub to: Columns,
 }
 
 /// The verbs. A device implements each of them; there is no default that fails at run time.
@@ -103,14 +151,53 @@ pub trait Ops: Memory {
         y: &mut Self::Buf,
     ) -> Result<()>;
 
+    /// As [`rms_norm`](Ops::rms_norm), in place: `x` is `[rows, dim]`, each row normalised by itself. The
+    /// norm of single heads.
+    fn rms_norm_rows(
+        &self,
+        x: &mut Self::Buf,
+        weight: Self::View<'_>,
+        eps: f32,
+        rows: usize,
+        dim: usize,
+    ) -> Result<()>;
+
     /// `y[t, i] += bias[i]`; `bias` is `dim` f32, `y` is `[n, dim]`.
     fn add_bias(&self, y: &mut Self::Buf, bias: Self::View<'_>, n: usize, dim: usize) -> Result<()>;
 
     /// `y[i] += x[i]` for `i < len`.
     fn add(&self, y: &mut Self::Buf, x: &Self::Buf, len: usize) -> Result<()>;
 
-    /// `gate[i] = silu(gate[i]) · up[i]` for `i < len` (SwiGLU; Shazeer 2020).
-    fn silu_mul(&self, gate: &mut Self::Buf, up: &Self::Buf, len: usize) -> Result<()>;
+    /// `gate[i] = f(gate[i]) · up[i]` for `i < len`.
+    fn gated(&self, gate: &mut Self::Buf, up: &Self::Buf, len: usize, f: Activation) -> Result<()>;
+
+    /// `y[t, c] = x[t, order[c]]`: columns in another order, for matrices whose columns were put so. `order` is
+    /// `dim` f32 that are whole numbers below `dim`; of others the result is undefined, but no memory beyond
+    /// the buffers is touched.
+    fn reorder(
+        &self,
+        x: &Self::Buf,
+        order: Self::View<'_>,
+        n: usize,
+        dim: usize,
+        y: &mut Self::Buf,
+    ) -> Result<()>;
+
+    /// `y[t, i] *= factors[t]` for rows of `dim` numbers, as many as there are factors.
+    fn scale_rows(&self, y: &mut Self::Buf, factors: &[f32], dim: usize) -> Result<()>;
+
+    /// `y[rows[i]] += factors[i] · x[i]` for rows of `dim` numbers, in the order of `i`.
+    fn scatter_add(
+        &self,
+        x: &Self::Buf,
+        rows: &[u32],
+        factors: &[f32],
+        dim: usize,
+        y: &mut Self::Buf,
+    ) -> Result<()>;
+
+    /// Copies columns: `y[r, to.first + c] = x[r / repeat, from.first + c]` for `r < rows`, `c < width`.
+    fn place(&self, x: &Self::Buf, y: &mut Self::Buf, shape: Place) -> Result<()>;
 
     /// Turns each pair of `x[n, heads, head_dim]` by its angle (RoFormer; Su et al. 2021).
     ///
@@ -129,9 +216,11 @@ pub trait Ops: Memory {
         at: usize,
     ) -> Result<()>;
 
-    /// `out[first + i] = softmax(scale · q[first + i] · Kᵀ) · V` per head over cache rows `0..=start + i`.
+    /// `out[first + i] = softmax(scale · q[first + i] · Kᵀ) · V` per head over cache rows `0..=start + i`,
+    /// scores changed as the shape says.
     ///
-    /// `q` and `out` are `[_, heads, head_dim]`; `k` and `v` are `[capacity, kv_heads, head_dim]`.
+    /// `q` is `[_, heads, head_dim]`, `out` `[_, heads, value_dim]`, `k` `[capacity, kv_heads, head_dim]`
+    /// and `v` `[capacity, kv_heads, value_dim]`.
     fn attend(
         &self,
         q: &Self::Buf,

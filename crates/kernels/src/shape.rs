@@ -3,7 +3,7 @@
 //! Sizes are multiplied saturating: a product that does not fit cannot be satisfied by any buffer, so
 //! it is refused like every other size that is too large.
 
-use crate::{Attend, Columns, Error, Matrix, Result, Rope, Work};
+use crate::{Attend, Columns, Error, Matrix, Place, Result, Rope, Work};
 use airllm_format::NumFormat;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -87,6 +87,13 @@ pub(crate) fn rms_norm(x: usize, weight: usize, n: usize, dim: usize, y: usize) 
     Ok(work(&[f32s(&[2, n, dim]), f32s(&[dim])], &[4, n, dim]))
 }
 
+pub(crate) fn rms_norm_rows(x: usize, weight: usize, rows: usize, dim: usize) -> Result<Work> {
+    const VERB: &str = "rms_norm_rows";
+    need(VERB, "x", f32s(&[rows, dim]), x)?;
+    need(VERB, "weight", f32s(&[dim]), weight)?;
+    Ok(work(&[f32s(&[2, rows, dim]), f32s(&[dim])], &[4, rows, dim]))
+}
+
 pub(crate) fn add_bias(y: usize, bias: usize, n: usize, dim: usize) -> Result<Work> {
     const VERB: &str = "add_bias";
     need(VERB, "y", f32s(&[n, dim]), y)?;
@@ -101,11 +108,56 @@ pub(crate) fn add(y: usize, x: usize, len: usize) -> Result<Work> {
     Ok(work(&[f32s(&[3, len])], &[len]))
 }
 
-pub(crate) fn silu_mul(gate: usize, up: usize, len: usize) -> Result<Work> {
-    const VERB: &str = "silu_mul";
+pub(crate) fn gated(gate: usize, up: usize, len: usize) -> Result<Work> {
+    const VERB: &str = "gated";
     need(VERB, "gate", f32s(&[len]), gate)?;
     need(VERB, "up", f32s(&[len]), up)?;
     Ok(work(&[f32s(&[3, len])], &[5, len]))
+}
+
+pub(crate) fn reorder(x: usize, order: usize, n: usize, dim: usize, y: usize) -> Result<Work> {
+    const VERB: &str = "reorder";
+    need(VERB, "x", f32s(&[n, dim]), x)?;
+    need(VERB, "order", f32s(&[dim]), order)?;
+    need(VERB, "y", f32s(&[n, dim]), y)?;
+    Ok(work(&[f32s(&[2, n, dim]), f32s(&[dim])], &[0]))
+}
+
+pub(crate) fn scale_rows(y: usize, factors: &[f32], dim: usize) -> Result<Work> {
+    const VERB: &str = "scale_rows";
+    need(VERB, "y", f32s(&[factors.len(), dim]), y)?;
+    Ok(work(&[f32s(&[2, factors.len(), dim])], &[factors.len(), dim]))
+}
+
+pub(crate) fn scatter_add(x: usize, rows: &[u32], factors: &[f32], dim: usize, y: usize) -> Result<Work> {
+    const VERB: &str = "scatter_add";
+    if rows.len() != factors.len() {
+        let what = format!("{} factors for {} rows", factors.len(), rows.len());
+        return Err(Error::Argument { verb: VERB, what });
+    }
+    need(VERB, "x", f32s(&[rows.len(), dim]), x)?;
+    need(VERB, "y", f32s(&[past(rows), dim]), y)?;
+    Ok(work(&[f32s(&[3, rows.len(), dim])], &[2, rows.len(), dim]))
+}
+
+pub(crate) fn place(x: usize, y: usize, shape: &Place) -> Result<Work> {
+    const VERB: &str = "place";
+    let Place { rows, repeat, width, from, to } = *shape;
+    for columns in [from, to] {
+        if columns.first.saturating_add(width) > columns.stride {
+            let what = format!(
+                "{width} columns from column {} on do not fit into rows of {}",
+                columns.first, columns.stride
+            );
+            return Err(Error::Argument { verb: VERB, what });
+        }
+    }
+    if repeat == 0 {
+        return Err(Error::Argument { verb: VERB, what: "each row is written from 0 times".into() });
+    }
+    need(VERB, "x", f32s(&[rows.div_ceil(repeat), from.stride]), x)?;
+    need(VERB, "y", f32s(&[rows, to.stride]), y)?;
+    Ok(work(&[f32s(&[2, rows, width])], &[0]))
 }
 
 pub(crate) fn rope(x: usize, table: usize, shape: &Rope) -> Result<Work> {
@@ -135,34 +187,48 @@ pub(crate) fn store(x: usize, first: usize, n: usize, dim: usize, cache: usize, 
 
 pub(crate) fn attend(q: usize, k: usize, v: usize, out: usize, shape: &Attend) -> Result<Work> {
     const VERB: &str = "attend";
-    let Attend { first, n, start, heads, kv_heads, head_dim, .. } = *shape;
+    let Attend { first, n, start, heads, kv_heads, head_dim, value_dim, window, .. } = *shape;
     if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
         return Err(Error::Argument {
             verb: VERB,
             what: format!("{kv_heads} key/value heads do not divide {heads} query heads"),
         });
     }
-    let rows = [first.saturating_add(n), heads, head_dim];
-    let cached = [start.saturating_add(n), kv_heads, head_dim];
-    need(VERB, "q", f32s(&rows), q)?;
-    need(VERB, "k", f32s(&cached), k)?;
-    need(VERB, "v", f32s(&cached), v)?;
-    need(VERB, "out", f32s(&rows), out)?;
+    let rows = first.saturating_add(n);
+    let cached = start.saturating_add(n);
+    need(VERB, "q", f32s(&[rows, heads, head_dim]), q)?;
+    need(VERB, "k", f32s(&[cached, kv_heads, head_dim]), k)?;
+    need(VERB, "v", f32s(&[cached, kv_heads, value_dim]), v)?;
+    need(VERB, "out", f32s(&[rows, heads, value_dim]), out)?;
     if n == 0 {
         return Ok(work(&[], &[0]));
     }
-    let seen = (n as u64).saturating_mul(start as u64).saturating_add(triangle(n as u64));
-    let mut work = work(&[f32s(&[2, n, heads, head_dim]), f32s(&cached), f32s(&cached)], &[0]);
-    work.flops = seen.saturating_mul((heads as u64).saturating_mul(4 * (head_dim as u64) + 5));
+    let both = head_dim.saturating_add(value_dim);
+    let (first_seen, last_seen) = (in_window(start as u64 + 1, window), in_window(cached as u64, window));
+    // Exact without a window; with one, counts grow by one a query until they stay the same.
+    let growing = last_seen - first_seen;
+    let seen = (n as u64).saturating_mul(last_seen).saturating_sub(triangle(growing));
+    let read = (cached as u64).min(last_seen.saturating_add(n as u64)) as usize;
+    let mut work = work(&[f32s(&[n, heads, both]), f32s(&[read, kv_heads, both])], &[0]);
+    work.flops = seen.saturating_mul((heads as u64).saturating_mul(2 * (both as u64) + 5));
     Ok(work)
+}
+
+/// How many of the `past` positions up to a query, its own included, it sees.
+fn in_window(past: u64, window: usize) -> u64 {
+    if window == 0 { past } else { past.min(window as u64) }
 }
 
 pub(crate) fn gather(x: usize, rows: &[u32], dim: usize, y: usize) -> Result<Work> {
     const VERB: &str = "gather";
-    let last = rows.iter().max().map_or(0, |&row| row as usize + 1);
-    need(VERB, "x", f32s(&[last, dim]), x)?;
+    need(VERB, "x", f32s(&[past(rows), dim]), x)?;
     need(VERB, "y", f32s(&[rows.len(), dim]), y)?;
     Ok(work(&[f32s(&[2, rows.len(), dim])], &[0]))
+}
+
+/// One more than the largest index.
+fn past(rows: &[u32]) -> usize {
+    rows.iter().max().map_or(0, |&row| row as usize + 1)
 }
 
 /// A matrix of which only the size in bytes is known.

@@ -1,7 +1,7 @@
 //! A device without arithmetic.
 
 use crate::shape::{self, Counter};
-use crate::{Attend, Columns, Matrix, Memory, Ops, Result, Rope, Work};
+use crate::{Activation, Attend, Columns, Matrix, Memory, Ops, Place, Result, Rope, Work};
 use airllm_format::NumFormat;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -170,6 +170,19 @@ impl Ops for Trace {
         Ok(())
     }
 
+    fn rms_norm_rows(
+        &self,
+        x: &mut Extent,
+        weight: Extent,
+        _eps: f32,
+        rows: usize,
+        dim: usize,
+    ) -> Result<()> {
+        let work = shape::rms_norm_rows(x.bytes, weight.bytes, rows, dim)?;
+        self.verb("rms_norm_rows", work, rows);
+        Ok(())
+    }
+
     fn add_bias(&self, y: &mut Extent, bias: Extent, n: usize, dim: usize) -> Result<()> {
         let work = shape::add_bias(y.bytes, bias.bytes, n, dim)?;
         self.verb("add_bias", work, n);
@@ -182,9 +195,40 @@ impl Ops for Trace {
         Ok(())
     }
 
-    fn silu_mul(&self, gate: &mut Extent, up: &Extent, len: usize) -> Result<()> {
-        let work = shape::silu_mul(gate.bytes, up.bytes, len)?;
-        self.verb("silu_mul", work, 1);
+    fn gated(&self, gate: &mut Extent, up: &Extent, len: usize, _: Activation) -> Result<()> {
+        let work = shape::gated(gate.bytes, up.bytes, len)?;
+        self.verb("gated", work, 1);
+        Ok(())
+    }
+
+    fn reorder(&self, x: &Extent, order: Extent, n: usize, dim: usize, y: &mut Extent) -> Result<()> {
+        let work = shape::reorder(x.bytes, order.bytes, n, dim, y.bytes)?;
+        self.verb("reorder", work, n);
+        Ok(())
+    }
+
+    fn scale_rows(&self, y: &mut Extent, factors: &[f32], dim: usize) -> Result<()> {
+        let work = shape::scale_rows(y.bytes, factors, dim)?;
+        self.verb("scale_rows", work, factors.len());
+        Ok(())
+    }
+
+    fn scatter_add(
+        &self,
+        x: &Extent,
+        rows: &[u32],
+        factors: &[f32],
+        dim: usize,
+        y: &mut Extent,
+    ) -> Result<()> {
+        let work = shape::scatter_add(x.bytes, rows, factors, dim, y.bytes)?;
+        self.verb("scatter_add", work, rows.len());
+        Ok(())
+    }
+
+    fn place(&self, x: &Extent, y: &mut Extent, shape: Place) -> Result<()> {
+        let work = shape::place(x.bytes, y.bytes, &shape)?;
+        self.verb("place", work, shape.rows);
         Ok(())
     }
 

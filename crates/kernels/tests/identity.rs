@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails here is the test")]
 
 use airllm_format::NumFormat;
-use airllm_kernels::{Attend, Columns, Cpu, CpuBuf, Matrix, Memory, Ops};
+use airllm_kernels::{Activation, Attend, Columns, Cpu, CpuBuf, Matrix, Memory, Ops};
 use proptest::prelude::*;
 use std::sync::LazyLock;
 
@@ -103,24 +103,30 @@ proptest! {
         n in 1usize..40,
         start in 0usize..300,
         cut in 1usize..17,
+        window in prop::option::of(1usize..350),
+        alibi in any::<bool>(),
+        value_dim in prop::option::of(1usize..140),
         pick in any::<u64>(),
     ) {
         let heads = kv_heads * group;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let shape = Attend { first: 0, n, start, heads, kv_heads, head_dim, scale };
+        let value_dim = value_dim.unwrap_or(head_dim);
+        let window = window.unwrap_or(0);
+        let shape =
+            Attend { first: 0, n, start, heads, kv_heads, head_dim, value_dim, scale, window, alibi, softcap: 0.0 };
         let q = numbers(n * heads * head_dim, pick);
         let k = numbers((start + n) * kv_heads * head_dim, pick ^ 3);
-        let v = numbers((start + n) * kv_heads * head_dim, pick ^ 5);
+        let v = numbers((start + n) * kv_heads * value_dim, pick ^ 5);
         for kind in DEVICES.iter() {
             let mut expected = Vec::new();
             for cpu in kind {
                 let (q, k, v) = (upload(cpu, &q), upload(cpu, &k), upload(cpu, &v));
-                let mut out = cpu.alloc(cpu.len(&q)).unwrap();
+                let mut out = cpu.alloc(n * heads * value_dim * 4).unwrap();
                 cpu.attend(&q, &k, &v, &mut out, shape).unwrap();
                 let at_once = bits(cpu, &out);
 
                 // A few queries a call.
-                let mut out = cpu.alloc(cpu.len(&q)).unwrap();
+                let mut out = cpu.alloc(n * heads * value_dim * 4).unwrap();
                 for first in (0..n).step_by(cut) {
                     let n = cut.min(n - first);
                     let part = Attend { first, n, start: start + first, ..shape };
@@ -150,7 +156,9 @@ proptest! {
             let mut y = cpu.alloc(cpu.len(&x)).unwrap();
             cpu.rms_norm(&x, &weight, 1e-6, n, dim, &mut y).unwrap();
             cpu.add_bias(&mut y, &weight, n, dim).unwrap();
-            cpu.silu_mul(&mut y, &x, n * dim).unwrap();
+            cpu.gated(&mut y, &x, n * dim, Activation::GeluTanh).unwrap();
+            cpu.gated(&mut y, &x, n * dim, Activation::Silu).unwrap();
+            cpu.rms_norm_rows(&mut y, &weight, 1e-6, n, dim).unwrap();
             cpu.add(&mut y, &x, n * dim).unwrap();
             bits(cpu, &y)
         };

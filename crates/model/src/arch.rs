@@ -1,62 +1,20 @@
 //! Architectures as data: which tensors a family has, what they are called, how large they are and in
-//! which order the forward uses them.
+//! which order the forward uses them; how its configuration spells sizes, and what of its mathematics the
+//! configuration does not say.
 //!
-//! A family is one constant [`Arch`], listed in [`ALL`]. Where a new family has a tensor that none had
-//! before, it also adds a [`Role`] and the line of the forward that asks for it; where its configuration
-//! spells a size in a new way, a [`Dim`] or a [`When`].
+//! A family is one constant [`Arch`] in [`families`], listed in [`ALL`]. Where a new family has a tensor
+//! that none had before, it also adds a [`Role`] and the line of the forward that asks for it; where its
+//! configuration spells a size in a new way, a [`Dim`] or a [`When`].
 
-use crate::Config;
-use airllm_format::NumFormat;
-use airllm_kernels::RopeKind;
+mod decl;
+pub mod families;
+mod role;
 
-/// Every architecture that is known.
-pub const ALL: &[&Arch] = &[&LLAMA];
+pub use decl::{Decl, Dim, Fold, Part, Shape, When, matrix, vector};
+pub use families::ALL;
+pub use role::Role;
 
-/// Llama 1 to 3.x, and the many models published in its form.
-///
-/// Touvron et al., "LLaMA" and "Llama 2", 2023; Llama team, "The Llama 3 Herd of Models", 2024.
-pub const LLAMA: Arch = {
-    use Dim::{Hidden, Inner, KeyValue, Query, Vocab};
-    use Role::*;
-    use When::{AttentionBias, MlpBias, Untied};
-    Arch {
-        name: "llama",
-        hf: &["LlamaForCausalLM", "LLaMAForCausalLM"],
-        model_type: "llama",
-        defaults: Defaults {
-            norm_eps: 1e-6,
-            rope_theta: 10_000.0,
-            max_positions: 2048,
-            tied: false,
-            eos: &[2],
-        },
-        rope: RopeKind::Half,
-        embed: &[matrix(Embed, "model.embed_tokens.weight", Vocab, Hidden).floor(NumFormat::Q8)],
-        layer_prefix: "model.layers.{}.",
-        layer: &[
-            vector(AttnNorm, "input_layernorm.weight", Hidden),
-            matrix(Q, "self_attn.q_proj.weight", Query, Hidden),
-            vector(QBias, "self_attn.q_proj.bias", Query).when(AttentionBias),
-            matrix(K, "self_attn.k_proj.weight", KeyValue, Hidden),
-            vector(KBias, "self_attn.k_proj.bias", KeyValue).when(AttentionBias),
-            matrix(V, "self_attn.v_proj.weight", KeyValue, Hidden),
-            vector(VBias, "self_attn.v_proj.bias", KeyValue).when(AttentionBias),
-            matrix(O, "self_attn.o_proj.weight", Hidden, Query),
-            vector(OBias, "self_attn.o_proj.bias", Hidden).when(AttentionBias),
-            vector(MlpNorm, "post_attention_layernorm.weight", Hidden),
-            matrix(Gate, "mlp.gate_proj.weight", Inner, Hidden),
-            vector(GateBias, "mlp.gate_proj.bias", Inner).when(MlpBias),
-            matrix(Up, "mlp.up_proj.weight", Inner, Hidden),
-            vector(UpBias, "mlp.up_proj.bias", Inner).when(MlpBias),
-            matrix(Down, "mlp.down_proj.weight", Hidden, Inner),
-            vector(DownBias, "mlp.down_proj.bias", Hidden).when(MlpBias),
-        ],
-        head: &[
-            vector(FinalNorm, "model.norm.weight", Hidden),
-            matrix(Head, "lm_head.weight", Vocab, Hidden).floor(NumFormat::Q8).when(Untied),
-        ],
-    }
-};
+use airllm_kernels::{Activation, RopeKind};
 
 /// One family of models.
 #[derive(Debug, PartialEq)]
@@ -65,12 +23,14 @@ pub struct Arch {
     pub name: &'static str,
     /// Names in the `architectures` field of `config.json`.
     pub hf: &'static [&'static str],
-    /// Name in the `model_type` field, which decides where `architectures` is absent.
+    /// Names in the `model_type` field, which decides where `architectures` is absent.
     pub model_type: &'static str,
     /// What absent fields mean.
     pub defaults: Defaults,
-    /// How the rotary embedding pairs the numbers of a head.
-    pub rope: RopeKind,
+    /// How the configuration spells sizes.
+    pub fields: FieldNames,
+    /// What the configuration does not say, or says in a way of its own.
+    pub traits: Traits,
     /// The embedding. Its rows are fetched one by one; only where the head is tied to it does it also
     /// pass by as a whole, at the end.
     pub embed: &'static [Decl],
@@ -78,6 +38,10 @@ pub struct Arch {
     pub layer_prefix: &'static str,
     /// A decoder layer, in the order of use.
     pub layer: &'static [Decl],
+    /// What the names of an expert's tensors begin with, after the layer's; `{}` stands for its number.
+    pub expert_prefix: &'static str,
+    /// One expert, in the order of use. Empty where there are none.
+    pub expert: &'static [Decl],
     /// What follows the last layer, in the order of use.
     pub head: &'static [Decl],
 }
@@ -85,11 +49,11 @@ pub struct Arch {
 /// What absent fields of a family's `config.json` mean.
 #[derive(Debug, PartialEq)]
 pub struct Defaults {
-    /// `rms_norm_eps`.
+    /// Epsilon of the norms.
     pub norm_eps: f64,
-    /// `rope_theta`.
+    /// Base of the rotary wavelengths.
     pub rope_theta: f64,
-    /// `max_position_embeddings`.
+    /// Context in tokens.
     pub max_positions: usize,
     /// `tie_word_embeddings`.
     pub tied: bool,
@@ -97,184 +61,142 @@ pub struct Defaults {
     pub eos: &'static [u32],
 }
 
-/// One tensor of a family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Decl {
-    /// What it is for.
-    pub role: Role,
-    /// Its name in the checkpoint; in a layer, what follows [`Arch::layer_prefix`].
-    pub hf: &'static str,
-    /// Its shape.
-    pub shape: Shape,
-    /// When the checkpoint has it.
-    pub when: When,
-    /// The narrowest format it may be stored in; vectors are always f32.
-    pub floor: NumFormat,
-}
-
-impl Decl {
-    /// The same tensor with another precision floor.
-    pub const fn floor(self, floor: NumFormat) -> Self {
-        Self { floor, ..self }
-    }
-
-    /// The same tensor, present only under a condition.
-    pub const fn when(self, when: When) -> Self {
-        Self { when, ..self }
-    }
-}
-
-/// A matrix that is always there and may be stored in as few as four bits.
-pub const fn matrix(role: Role, hf: &'static str, rows: Dim, cols: Dim) -> Decl {
-    Decl { role, hf, shape: Shape::Matrix(rows, cols), when: When::Always, floor: NumFormat::Q4 }
-}
-
-/// A vector that is always there. Norms and biases are small and everything passes through them, so
-/// they are kept in f32.
-pub const fn vector(role: Role, hf: &'static str, dim: Dim) -> Decl {
-    Decl { role, hf, shape: Shape::Vector(dim), when: When::Always, floor: NumFormat::F32 }
-}
-
-/// What happens to a tensor's numbers between checkpoint and forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Fold {
-    /// Nothing.
-    #[default]
-    None,
-    /// Each row is divided by its Euclidean length, at least 1e-7 (the head of Baichuan 2).
-    NormaliseRows,
-    /// 1 is added to each number (Gemma's norms are stored as offsets from 1).
-    AddOne,
-}
-
-/// Shape of a tensor, by the names of its dimensions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
-    /// `[dim]`.
-    Vector(Dim),
-    /// `[rows, cols]`: output features, input features.
-    Matrix(Dim, Dim),
-}
-
-/// A named size of a configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dim {
-    /// Width of the hidden state.
-    Hidden,
-    /// Width between the two halves of the feed-forward block.
-    Inner,
+/// Names of fields of `config.json`.
+#[derive(Debug, PartialEq)]
+pub struct FieldNames {
+    /// Width between the halves of the feed-forward block.
+    pub inner: &'static str,
+    /// Decoder layers.
+    pub layers: &'static str,
+    /// Key/value heads.
+    pub kv_heads: &'static str,
+    /// A flag without which there are as many key/value heads as query heads, whatever `kv_heads` says.
+    pub kv_heads_if: Option<&'static str>,
+    /// Numbers in a head.
+    pub head_dim: &'static str,
     /// Vocabulary.
-    Vocab,
-    /// All query heads side by side.
-    Query,
-    /// All key (or value) heads side by side.
-    KeyValue,
+    pub vocab: &'static str,
+    /// Context in tokens.
+    pub positions: &'static str,
+    /// Epsilon of the norms.
+    pub eps: &'static str,
+    /// Base of the rotary wavelengths.
+    pub theta: &'static str,
+    /// Share of a head that turns.
+    pub rotary_share: &'static str,
+    /// The activation; several names are tried in turn.
+    pub activation: &'static [&'static str],
+    /// Whether queries, keys and values have biases.
+    pub qkv_bias: Flag,
+    /// Whether the attention's output has one.
+    pub out_bias: Flag,
+    /// Whether the feed-forward block has them.
+    pub mlp_bias: Flag,
 }
 
-impl Dim {
-    /// Its size in a configuration.
-    pub fn of(self, config: &Config) -> usize {
-        match self {
-            Self::Hidden => config.hidden,
-            Self::Inner => config.inner,
-            Self::Vocab => config.vocab,
-            Self::Query => config.query_dim(),
-            Self::KeyValue => config.kv_dim(),
-        }
-    }
-}
-
-/// When a declared tensor exists.
+/// A property that a field may switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum When {
-    /// In every model of the family.
-    Always,
-    /// Where the projections of the attention have biases.
-    AttentionBias,
-    /// Where the projections of the feed-forward block have biases.
-    MlpBias,
-    /// Where the head has a matrix of its own instead of the embedding's.
-    Untied,
+pub enum Flag {
+    /// The whole family has it.
+    Yes,
+    /// No model of the family has it.
+    No,
+    /// Models in which one of these fields is true.
+    Any(&'static [&'static str]),
 }
 
-impl When {
-    /// Whether it holds for a configuration.
-    pub fn holds(self, config: &Config) -> bool {
-        match self {
-            Self::Always => true,
-            Self::AttentionBias => config.attention_bias,
-            Self::MlpBias => config.mlp_bias,
-            Self::Untied => !config.tied,
-        }
-    }
+/// The mathematics of a family, as far as its configuration does not say.
+#[derive(Debug, PartialEq)]
+pub struct Traits {
+    /// How the rotary embedding pairs the numbers of a head.
+    pub rope: RopeKind,
+    /// The share of a head that turns, where the configuration does not say.
+    pub rotary_share: f64,
+    /// What scales the rotary embedding beside `rope_scaling`.
+    pub rope_extra: RopeExtra,
+    /// Whether models whose configuration has no field for the context have ALiBi instead of rotary
+    /// embedding (Baichuan 13B).
+    pub alibi_without_positions: bool,
+    /// The activation, where the configuration does not say.
+    pub activation: Activation,
+    /// Which layers have a sliding window.
+    pub windows: Windows,
+    /// Whether embeddings are multiplied by the square root of the hidden width (Gemma).
+    pub scaled_embedding: bool,
+    /// The field whose inverse square root scales attention scores, instead of the head's size (Gemma).
+    pub query_scale: Option<&'static str>,
+    /// Whether `attn_logit_softcapping` and `final_logit_softcapping` are understood (Gemma 2).
+    pub softcaps: bool,
+    /// Whether norms are stored as offsets from 1 (Gemma).
+    pub norm_offset: bool,
+    /// Whether `intermediate_size` is twice the true width (Qwen 1).
+    pub inner_doubled: bool,
+    /// Whether the second generation's mark, `z_loss_weight` or a vocabulary of 125696, says that the
+    /// head's rows are normalised before use (Baichuan 2).
+    pub head_normalised_if_marked: bool,
+    /// Whether keys and values come from a latent (DeepSeek).
+    pub latent: bool,
+    /// Experts, where layers have them.
+    pub moe: Option<MoeNames>,
+    /// Fields with which the mathematics would be another one than that of this family, and the only
+    /// value under which they are accepted.
+    pub only: &'static [(&'static str, bool)],
 }
 
-/// What a tensor is for. The forward asks for weights by role and knows no other name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Role {
-    /// Token embedding, one row an id.
-    Embed,
-    /// Norm before the attention.
-    AttnNorm,
-    /// Query projection.
-    Q,
-    /// Bias of the query projection.
-    QBias,
-    /// Key projection.
-    K,
-    /// Bias of the key projection.
-    KBias,
-    /// Value projection.
-    V,
-    /// Bias of the value projection.
-    VBias,
-    /// Output projection of the attention.
-    O,
-    /// Bias of the output projection.
-    OBias,
-    /// Norm before the feed-forward block.
-    MlpNorm,
-    /// The projection that goes through the activation.
-    Gate,
-    /// Its bias.
-    GateBias,
-    /// The projection that the activated one is multiplied with.
-    Up,
-    /// Its bias.
-    UpBias,
-    /// The projection back to the hidden width.
-    Down,
-    /// Its bias.
-    DownBias,
-    /// Norm after the last layer.
-    FinalNorm,
-    /// Projection to the vocabulary.
-    Head,
+/// Scaling of the rotary embedding that is not in `rope_scaling`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeExtra {
+    /// None.
+    None,
+    /// `rope_ratio` multiplies the base; in the second generation it divides positions (ChatGLM).
+    Ratio,
+    /// `use_dynamic_ntk` and `use_logn_attn` beyond `seq_length` (Qwen 1).
+    QwenNtk,
+    /// `rope_local_base_freq` is the base in layers with a window (Gemma 3).
+    Local,
 }
 
-impl Role {
-    /// Its name in shards, catalogs and messages.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Embed => "embed",
-            Self::AttnNorm => "attn_norm",
-            Self::Q => "q",
-            Self::QBias => "q_bias",
-            Self::K => "k",
-            Self::KBias => "k_bias",
-            Self::V => "v",
-            Self::VBias => "v_bias",
-            Self::O => "o",
-            Self::OBias => "o_bias",
-            Self::MlpNorm => "mlp_norm",
-            Self::Gate => "gate",
-            Self::GateBias => "gate_bias",
-            Self::Up => "up",
-            Self::UpBias => "up_bias",
-            Self::Down => "down",
-            Self::DownBias => "down_bias",
-            Self::FinalNorm => "final_norm",
-            Self::Head => "head",
-        }
-    }
+/// Which layers have a sliding window, where `layer_types` does not list them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Windows {
+    /// None, whatever the configuration says.
+    Never,
+    /// All, if `sliding_window` is set.
+    All,
+    /// Those from `max_window_layers` on, if `use_sliding_window` is set (Qwen).
+    Flagged,
+    /// Every second, beginning with the first (Gemma 2).
+    Alternate,
+    /// All but each `sliding_window_pattern`-th (Gemma 3).
+    Pattern,
+}
+
+/// How a configuration speaks of experts.
+#[derive(Debug, PartialEq)]
+pub struct MoeNames {
+    /// How many there are.
+    pub experts: &'static str,
+    /// Width between the halves of an expert.
+    pub inner: &'static str,
+    /// The width of the expert that every token goes through; `n_shared_experts` counts in widths of an
+    /// expert. `None` where there is none.
+    pub shared: Option<&'static str>,
+    /// Whether the weights of the chosen experts are divided by their sum.
+    pub normalise: Flag,
+    /// Which layers have experts.
+    pub sparse: Sparse,
+    /// Whether scores are sigmoids with a correction for the choice, in groups (DeepSeek-V3), instead of a
+    /// softmax.
+    pub sigmoid: bool,
+}
+
+/// Which layers have experts instead of one feed-forward block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sparse {
+    /// All.
+    All,
+    /// Each `decoder_sparse_step`-th that is not among `mlp_only_layers` (Qwen).
+    Step,
+    /// Those from `first_k_dense_replace` on, each `moe_layer_freq`-th (DeepSeek).
+    AfterFirst,
 }

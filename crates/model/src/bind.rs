@@ -9,8 +9,11 @@ use airllm_stream::{Catalog, Tensor, TensorId};
 /// Where the tensors of a model are, by unit and role.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
-    /// "embed", the layers, "head"; in each the bound tensors in the order of use.
+    /// "embed", the layers with their experts behind them, "head"; in each the bound tensors in the order
+    /// of use.
     units: Vec<Vec<Bound>>,
+    /// Index of each layer's unit.
+    layers: Vec<usize>,
 }
 
 /// One tensor, found and checked.
@@ -26,6 +29,8 @@ pub struct Bound {
     pub rows: usize,
     /// Numbers in a row.
     pub cols: usize,
+    /// The tensor that says in which order its columns are, where that is not the input's.
+    pub order: Option<TensorId>,
 }
 
 /// Finds every tensor that `config` declares in `catalog`, and checks its shape, its format and its
@@ -34,8 +39,13 @@ pub struct Bound {
 /// Tensors that the configuration does not declare may be in the catalog; in the pass they may not.
 pub fn bind(config: &Config, catalog: &Catalog) -> Result<Binding> {
     let mut units = Vec::with_capacity(config.layers + 2);
+    let mut layers = Vec::with_capacity(config.layers);
     for unit in config.units() {
+        if unit.name.starts_with("layer.") && !unit.on_demand {
+            layers.push(units.len());
+        }
         let mut bound = Vec::with_capacity(unit.tensors.len());
+        let mut order = None;
         for decl in &unit.tensors {
             let found = catalog.find(&unit.name, &decl.name);
             let Some((id, tensor)) = found.and_then(|id| Some((id, catalog.get(id)?))) else {
@@ -43,13 +53,17 @@ pub fn bind(config: &Config, catalog: &Catalog) -> Result<Binding> {
                 return Err(mismatch(&unit.name, &decl.name, expected, "nothing"));
             };
             check(&unit.name, decl, tensor)?;
+            if decl.is_order {
+                order = Some(id);
+                continue;
+            }
             let &Tensor { format, rows, cols, .. } = tensor;
-            bound.push(Bound { role: decl.role, id, format, rows, cols });
+            bound.push(Bound { role: decl.role, id, format, rows, cols, order: order.take() });
         }
         units.push(bound);
     }
     check_pass(config, catalog)?;
-    Ok(Binding { units })
+    Ok(Binding { units, layers })
 }
 
 impl Binding {
@@ -60,7 +74,14 @@ impl Binding {
 
     /// A tensor of layer `layer`; `None` where the model has no such tensor.
     pub fn layer(&self, layer: usize, role: Role) -> Option<&Bound> {
-        self.get(layer + 1, role)
+        self.get(*self.layers.get(layer)?, role)
+    }
+
+    /// A tensor of an expert of layer `layer`; `None` where there is no such expert.
+    pub fn expert(&self, layer: usize, expert: usize, role: Role) -> Option<&Bound> {
+        let unit = self.layers.get(layer)? + 1 + expert;
+        let end = self.layers.get(layer + 1).copied().unwrap_or(self.units.len() - 1);
+        self.get(unit, role).filter(|_| unit < end)
     }
 
     /// A tensor of the head; `None` where the model has no such tensor.
@@ -68,7 +89,8 @@ impl Binding {
         self.get(self.units.len().checked_sub(1)?, role)
     }
 
-    fn get(&self, unit: usize, role: Role) -> Option<&Bound> {
+    /// A tensor of a unit, by its index in [`Config::units`].
+    pub(crate) fn get(&self, unit: usize, role: Role) -> Option<&Bound> {
         self.units.get(unit)?.iter().find(|bound| bound.role == role)
     }
 }
@@ -82,7 +104,7 @@ fn check(unit: &str, decl: &TensorDecl, tensor: &Tensor) -> Result<()> {
     if decl.is_vector() && tensor.format != NumFormat::F32 {
         return Err(mismatch(unit, &decl.name, "a vector of f32", tensor.format.name()));
     }
-    // `NumFormat` is ordered from the widest to the narrowest.
+    // `NumFormat` is ordered from the widest to the narrowest. What a checkpoint comes in is kept.
     if tensor.format > decl.floor && !tensor.format.is_foreign() {
         let expected = format!("{} or wider", decl.floor);
         return Err(mismatch(unit, &decl.name, expected, tensor.format.name()));

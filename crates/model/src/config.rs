@@ -1,14 +1,23 @@
 //! `config.json`, understood and validated.
 
+mod attention;
+mod experts;
+mod refuse;
 mod scaling;
+mod units;
 
-use crate::arch::{ALL, Arch, Decl, Fold, Role, Shape};
+pub use attention::Latent;
+pub use experts::Moe;
+pub use units::{TensorDecl, UnitDecl};
+
+use crate::arch::{ALL, Arch, Flag, RopeExtra};
 use crate::field::{Fields, refuse};
 use crate::rope::Rotary;
 use crate::{Error, Result};
 use airllm_format::NumFormat;
+use airllm_kernels::{Activation, RopeKind};
 use serde_json::Value;
-use std::ops::Range;
+use std::collections::BTreeSet;
 
 // Limits far above any published model and far below where a product of two or three of them, in
 // bytes, would overflow. Sizes are `usize`, which therefore must have 64 bits.
@@ -21,6 +30,7 @@ const MOST_HEADS: usize = 1 << 14;
 const MOST_HEAD_DIM: usize = 1 << 14;
 const MOST_WIDTH: usize = 1 << 22;
 const MOST_POSITIONS: usize = 1 << 40;
+const MOST_EXPERTS: usize = 1 << 12;
 
 /// A model's configuration: every number that its tensors and its forward depend on.
 ///
@@ -40,138 +50,140 @@ pub struct Config {
     pub heads: usize,
     /// Key/value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Numbers in a head; even. `heads * head_dim` need not be `hidden`.
+    /// Numbers in a head of queries and keys; even. `heads * head_dim` need not be `hidden`.
     pub head_dim: usize,
+    /// Numbers in a head of values.
+    pub value_dim: usize,
     /// Token ids are below this.
     pub vocab: usize,
     /// The context the model was made for, in tokens.
     pub max_positions: usize,
     /// Added to the mean square in the norms.
     pub norm_eps: f32,
-    /// Rotary position embedding.
+    /// Rotary position embedding; of 0 numbers where there is none.
     pub rotary: Rotary,
-    /// Whether q, k, v and o have biases.
-    pub attention_bias: bool,
+    /// The one of layers with a window, where it is another.
+    pub local_rotary: Option<Rotary>,
+    /// How it pairs the numbers of a head.
+    pub rope: RopeKind,
+    /// Whether positions come in by ALiBi.
+    pub alibi: bool,
+    /// Positions that each layer sees, its own included; 0 for all.
+    pub windows: Vec<usize>,
+    /// Products of query and key are multiplied by this.
+    pub score_scale: f32,
+    /// Soft cap of attention scores; 0 for none.
+    pub score_cap: f32,
+    /// Soft cap of logits; 0 for none.
+    pub logit_cap: f32,
+    /// Length beyond which queries are scaled by the logarithm of their position to this base (Qwen 1).
+    pub log_n: Option<usize>,
+    /// Embeddings are multiplied by this.
+    pub embed_scale: f32,
+    /// The function on the gate.
+    pub activation: Activation,
+    /// The latent that keys and values come from, where they do.
+    pub latent: Option<Latent>,
+    /// The experts, where there are any.
+    pub moe: Option<Moe>,
+    /// Whether q, k and v have biases.
+    pub qkv_bias: bool,
+    /// Whether o has one.
+    pub out_bias: bool,
     /// Whether gate, up and down have biases.
     pub mlp_bias: bool,
     /// Whether the head uses the embedding's matrix.
     pub tied: bool,
+    /// Whether the head's rows are normalised before use.
+    pub head_normalised: bool,
+    /// Whether norms are stored as offsets from 1.
+    pub norm_offset: bool,
     /// Ids that end a text; may be empty.
     pub eos: Vec<u32>,
+    /// Matrices, by their names in the checkpoint, whose columns are stored in another order. Each has a
+    /// vector before it that says which column of the input belongs to which of its own. No
+    /// `config.json` says so; whoever reads the weights does.
+    pub reordered: BTreeSet<String>,
     /// What the file says the weights are stored as, where that is a plain format. The tensors
     /// themselves decide.
     pub dtype: Option<NumFormat>,
 }
 
-/// A unit that streams as a whole, as a configuration declares it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnitDecl {
-    /// "embed", "layer.N", "layer.N.expert.E" or "head".
-    pub name: String,
-    /// The shard it is stored in: the unit itself, or for an expert its layer.
-    pub shard: String,
-    /// Whether it is read only when asked for, as experts are, instead of in every pass.
-    pub on_demand: bool,
-    /// Its tensors, in the order of use.
-    pub tensors: Vec<TensorDecl>,
-}
-
-/// A tensor that a configuration declares.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorDecl {
-    /// What it is for.
-    pub role: Role,
-    /// The role's name ("q", "attn_norm"), as shards and catalogs have it.
-    pub name: String,
-    /// The tensor of the checkpoint that it is, or is a part of.
-    pub hf: String,
-    /// Rows of that tensor in the checkpoint; of a vector, its numbers.
-    pub hf_rows: usize,
-    /// Which of those rows it is made of, in order. One span of all of them where it is the whole tensor;
-    /// a part of them where the checkpoint fuses several tensors into one.
-    pub spans: Vec<Range<usize>>,
-    /// What happens to its numbers on the way.
-    pub fold: Fold,
-    /// `[dim]` or `[rows, cols]`.
-    pub shape: Vec<usize>,
-    /// The narrowest format it may be rounded to. F32 for vectors, which are always stored so.
-    pub floor: NumFormat,
-}
-
-impl UnitDecl {
-    /// The name of one of its tensors inside its shard: "q", or "expert.3.gate".
-    pub fn entry(&self, tensor: &TensorDecl) -> String {
-        match self.name.strip_prefix(&self.shard).and_then(|rest| rest.strip_prefix('.')) {
-            Some(expert) => format!("{expert}.{}", tensor.name),
-            None => tensor.name.clone(),
-        }
-    }
-}
-
-impl TensorDecl {
-    /// Whether it is a tensor of the checkpoint just as it is, as far as rows go.
-    pub fn is_whole(&self) -> bool {
-        matches!(&self.spans[..], [only] if *only == (0..self.hf_rows))
-    }
-
-    /// Rows; 1 for a vector.
-    pub fn rows(&self) -> usize {
-        if self.is_vector() { 1 } else { self.shape[0] }
-    }
-
-    /// Numbers in a row.
-    pub fn cols(&self) -> usize {
-        self.shape.last().copied().unwrap_or(0)
-    }
-
-    /// Whether it is a norm or a bias, kept in f32.
-    pub fn is_vector(&self) -> bool {
-        self.shape.len() < 2
-    }
-}
-
 impl Config {
-    /// Reads a `config.json` in any spelling that the transformers library has written.
+    /// Reads a `config.json` in any spelling that the transformers library, or the family's own code, has
+    /// written.
     ///
     /// Absent fields mean what they mean there. Fields that do not change what is computed are ignored
-    /// (`pretraining_tp`, `initializer_range`, …), and so is how the weights are stored
-    /// (`quantization_config`); a value that would make the result differ from the
-    /// reference is refused, never guessed around.
+    /// (`pretraining_tp`, `initializer_range`, …); a value that would make the result differ from the
+    /// reference is refused, never guessed around. How the weights are stored (`quantization_config`) is
+    /// not this crate's business.
     pub fn parse(json: &Value) -> Result<Self> {
         let Value::Object(map) = json else {
             return Err(refuse("the whole file", "an object", Some(json)));
         };
         let fields = Fields::new(map, "");
         let arch = architecture(&fields)?;
-        activation(&fields)?;
+        refuse::unknown_mathematics(&fields, arch)?;
+        let (names, traits) = (&arch.fields, &arch.traits);
 
         let hidden = fields.needed_size("hidden_size", MOST_HIDDEN)?;
-        let heads = fields.needed_size("num_attention_heads", MOST_HEADS)?;
-        let kv_heads = fields.size("num_key_value_heads", MOST_HEADS)?.unwrap_or(heads);
-        if !heads.is_multiple_of(kv_heads) {
-            let expected = format!("a divisor of num_attention_heads, which is {heads}");
-            return Err(fields.refuse("num_key_value_heads", expected));
-        }
-        let head_dim = head_dim(&fields, hidden, heads)?;
+        let layers = fields.needed_size(names.layers, MOST_LAYERS)?;
         let max_positions =
-            fields.size("max_position_embeddings", MOST_POSITIONS)?.unwrap_or(arch.defaults.max_positions);
+            fields.size(names.positions, MOST_POSITIONS)?.unwrap_or(arch.defaults.max_positions);
+        let shape = attention::Heads::read(&fields, arch, hidden)?;
+        let alibi = traits.alibi_without_positions && !fields.has(names.positions);
+        let windows = attention::windows(&fields, arch, layers)?;
+        let rotary = match alibi {
+            true => Rotary::none(),
+            false => scaling::rotary(&fields, arch, &shape, max_positions)?,
+        };
+        let vocab = fields.needed_size(names.vocab, MOST_VOCAB)?;
+        let score_scale = attention::score_scale(&fields, arch, &shape)?;
+        let cap = |name| match traits.softcaps {
+            true => fields.number(name, 0.0, 1e6).map(|cap| cap.unwrap_or(0.0) as f32),
+            false => Ok(0.0),
+        };
+        let marked = fields.has("z_loss_weight") || vocab == 125_696;
+        // Files made by other programs may hold what these say already done.
+        let folded = fields.flag("norm_offset_folded")?.unwrap_or(false);
+        let interleaved = fields.flag("rope_interleaved")?.unwrap_or(false);
 
         Ok(Self {
             arch,
             hidden,
-            inner: fields.needed_size("intermediate_size", MOST_INNER)?,
-            layers: fields.needed_size("num_hidden_layers", MOST_LAYERS)?,
-            heads,
-            kv_heads,
-            head_dim,
-            vocab: fields.needed_size("vocab_size", MOST_VOCAB)?,
+            inner: inner(&fields, arch)?,
+            layers,
+            heads: shape.heads,
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
+            value_dim: shape.value_dim,
+            vocab,
             max_positions,
-            norm_eps: fields.number("rms_norm_eps", MIN_EPS, 1.0)?.unwrap_or(arch.defaults.norm_eps) as f32,
-            rotary: scaling::rotary(&fields, arch, head_dim, max_positions)?,
-            attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
-            mlp_bias: fields.flag("mlp_bias")?.unwrap_or(false),
+            norm_eps: fields.number(names.eps, MIN_EPS, 1.0)?.unwrap_or(arch.defaults.norm_eps) as f32,
+            rotary,
+            local_rotary: match traits.rope_extra {
+                RopeExtra::Local => Some(scaling::local(&fields, &shape)?),
+                _ => None,
+            },
+            rope: if interleaved { RopeKind::Interleaved } else { traits.rope },
+            alibi,
+            windows,
+            score_scale,
+            score_cap: cap("attn_logit_softcapping")?,
+            logit_cap: cap("final_logit_softcapping")?,
+            log_n: attention::log_n(&fields, arch)?,
+            embed_scale: if traits.scaled_embedding { (hidden as f32).sqrt() } else { 1.0 },
+            activation: activation(&fields, arch)?,
+            latent: shape.latent,
+            moe: experts::read(&fields, arch, layers)?,
+            qkv_bias: flag(&fields, names.qkv_bias)?,
+            out_bias: flag(&fields, names.out_bias)?,
+            mlp_bias: flag(&fields, names.mlp_bias)?,
             tied: fields.flag("tie_word_embeddings")?.unwrap_or(arch.defaults.tied),
+            head_normalised: traits.head_normalised_if_marked && marked,
+            norm_offset: traits.norm_offset && !folded,
             eos: eos(&fields, arch)?,
+            reordered: BTreeSet::new(),
             dtype: dtype(&fields)?,
         })
     }
@@ -181,66 +193,14 @@ impl Config {
         self.heads * self.head_dim
     }
 
-    /// Width of all key (or value) heads side by side.
-    pub fn kv_dim(&self) -> usize {
+    /// Width of all key heads side by side.
+    pub fn key_dim(&self) -> usize {
         self.kv_heads * self.head_dim
     }
 
-    /// Every tensor of the model: "embed", "layer.0" …, "head".
-    pub fn units(&self) -> Vec<UnitDecl> {
-        let unit = |name: String, prefix: &str, decls: &[Decl]| UnitDecl {
-            shard: name.clone(),
-            name,
-            on_demand: false,
-            tensors: decls
-                .iter()
-                .filter(|decl| decl.when.holds(self))
-                .map(|decl| self.tensor(prefix, decl))
-                .collect(),
-        };
-        let mut units = Vec::with_capacity(self.layers + 2);
-        units.push(unit("embed".into(), "", self.arch.embed));
-        for layer in 0..self.layers {
-            let prefix = self.arch.layer_prefix.replace("{}", &layer.to_string());
-            units.push(unit(format!("layer.{layer}"), &prefix, self.arch.layer));
-        }
-        units.push(unit("head".into(), "", self.arch.head));
-        units
-    }
-
-    /// The tensors of one pass over the weights as `(unit, tensor)`, in the order of use.
-    ///
-    /// An embedding of its own is not among them, as its rows are fetched singly; one that also serves
-    /// as the head comes last.
-    pub fn pass(&self) -> Vec<(String, String)> {
-        let units = self.units();
-        let mut pass: Vec<_> = units
-            .iter()
-            .skip(1)
-            .flat_map(|unit| unit.tensors.iter().map(|t| (unit.name.clone(), t.name.clone())))
-            .collect();
-        if self.tied {
-            let embed = units.first().map(|u| (u.name.clone(), Role::Embed.name().into()));
-            pass.extend(embed);
-        }
-        pass
-    }
-
-    fn tensor(&self, prefix: &str, decl: &Decl) -> TensorDecl {
-        let shape = match decl.shape {
-            Shape::Vector(dim) => vec![dim.of(self)],
-            Shape::Matrix(rows, cols) => vec![rows.of(self), cols.of(self)],
-        };
-        TensorDecl {
-            role: decl.role,
-            name: decl.role.name().into(),
-            hf: format!("{prefix}{}", decl.hf),
-            hf_rows: shape[0],
-            spans: vec![0..shape[0]],
-            fold: Fold::None,
-            shape,
-            floor: decl.floor,
-        }
+    /// Width of all value heads side by side.
+    pub fn value_width(&self) -> usize {
+        self.kv_heads * self.value_dim
     }
 }
 
@@ -271,34 +231,42 @@ fn architecture(fields: &Fields<'_>) -> Result<&'static Arch> {
     })
 }
 
-fn activation(fields: &Fields<'_>) -> Result<()> {
-    match fields.text("hidden_act")? {
-        None | Some("silu" | "swish") => Ok(()),
-        Some(_) => Err(fields.refuse("hidden_act", "silu, the only activation known here")),
+fn inner(fields: &Fields<'_>, arch: &Arch) -> Result<usize> {
+    let name = arch.fields.inner;
+    let inner = fields.needed_size(name, MOST_INNER)?;
+    match arch.traits.inner_doubled {
+        false => Ok(inner),
+        true if inner.is_multiple_of(2) => Ok(inner / 2),
+        true => Err(fields.refuse(name, "an even number, twice the width of the feed-forward block")),
     }
 }
 
-fn head_dim(fields: &Fields<'_>, hidden: usize, heads: usize) -> Result<usize> {
-    let (head_dim, field) = match fields.size("head_dim", MOST_HEAD_DIM)? {
-        Some(head_dim) => (head_dim, "head_dim"),
-        None if hidden.is_multiple_of(heads) => (hidden / heads, "hidden_size"),
-        None => {
-            let expected =
-                format!("a multiple of num_attention_heads, which is {heads}, as there is no head_dim");
-            return Err(fields.refuse("hidden_size", expected));
+fn activation(fields: &Fields<'_>, arch: &Arch) -> Result<Activation> {
+    for name in arch.fields.activation {
+        match fields.text(name)? {
+            None => {}
+            Some("silu" | "swish" | "swiglu") => return Ok(Activation::Silu),
+            // The first Gemma says "gelu" and has always been computed with the approximation.
+            Some("gelu_pytorch_tanh" | "gelu_new") => return Ok(Activation::GeluTanh),
+            Some("gelu") if arch.traits.activation == Activation::GeluTanh => {
+                return Ok(Activation::GeluTanh);
+            }
+            Some(_) => {
+                return Err(fields.refuse(name, "silu or gelu_pytorch_tanh, the activations known here"));
+            }
         }
-    };
-    if !head_dim.is_multiple_of(2) {
-        let expected =
-            format!("an even number of numbers in each of {heads} heads, as rotary embedding turns pairs");
-        return Err(fields.refuse(field, expected));
     }
-    if heads * head_dim > MOST_WIDTH {
-        let expected =
-            format!("at most {MOST_WIDTH} numbers in all heads together, not {heads} heads of {head_dim}");
-        return Err(fields.refuse(field, expected));
+    Ok(arch.traits.activation)
+}
+
+fn flag(fields: &Fields<'_>, flag: Flag) -> Result<bool> {
+    match flag {
+        Flag::Yes => Ok(true),
+        Flag::No => Ok(false),
+        Flag::Any(names) => {
+            names.iter().try_fold(false, |any, name| Ok(any | fields.flag(name)?.unwrap_or(false)))
+        }
     }
-    Ok(head_dim)
 }
 
 fn eos(fields: &Fields<'_>, arch: &Arch) -> Result<Vec<u32>> {

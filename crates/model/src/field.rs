@@ -49,6 +49,29 @@ impl<'a> Fields<'a> {
         self.size(name, most)?.ok_or_else(|| self.refuse(name, format!("a whole number from 1 to {most}")))
     }
 
+    /// A whole number in `0..=most`, `None` where absent.
+    pub fn whole(&self, name: &str, most: usize) -> Result<Option<usize>> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        whole(value)
+            .and_then(|n| usize::try_from(n).ok())
+            .filter(|n| *n <= most)
+            .map(Some)
+            .ok_or_else(|| self.refuse(name, format!("a whole number up to {most}")))
+    }
+
+    /// A list of numbers above 0, `None` where absent.
+    pub fn numbers(&self, name: &str, most: f64) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let one = |value: &Value| value.as_f64().filter(|&n| n.is_finite() && n > 0.0 && n <= most);
+        let list = value.as_array().and_then(|list| list.iter().map(one).collect());
+        list.map(Some)
+            .ok_or_else(|| self.refuse(name, format!("a list of numbers above 0 and up to {most:?}")))
+    }
+
     /// A number above `above` and up to `most`, `None` where absent.
     pub fn number(&self, name: &str, above: f64, most: f64) -> Result<Option<f64>> {
         let Some(value) = self.get(name) else {

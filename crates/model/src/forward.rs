@@ -1,10 +1,13 @@
 //! The one forward that runs every architecture.
 
+mod block;
+
+use crate::adapter::{Adapters, LowRank};
 use crate::arch::Role;
 use crate::rope::Table;
-use crate::scratch::Scratch;
+use crate::scratch::{self, Scratch};
 use crate::{Binding, Bound, Config, Error, Result, Sequence};
-use airllm_kernels::{Attend, Columns, Matrix, Ops, Rope};
+use airllm_kernels::{Columns, Matrix, Ops};
 use airllm_stream::Pipeline;
 use std::sync::Arc;
 
@@ -17,6 +20,8 @@ pub struct Model<D: Ops> {
     device: Arc<D>,
     max_tokens: usize,
     scratch: Scratch<D>,
+    ordered: D::Buf,
+    adapters: Option<Adapters<D>>,
     /// Tables, hidden states and logits on their way between host and device.
     host: Vec<f32>,
 }
@@ -29,9 +34,10 @@ pub struct Span<'a, D: Ops> {
     pub seq: &'a mut Sequence<D>,
     /// The prompt's whole length, as far as it is known; 0 where it is not.
     ///
-    /// Only dynamic NTK scaling looks at it: a position's base is that of this length, or of the
-    /// position's own (its index and one) where that is more. So a prompt that is run in several passes
-    /// gets the base of its whole length, and each token generated after it the base of its own.
+    /// Only rotary scalings that depend on the length look at it: a position's frequencies are those of this
+    /// length, or of the position's own (its index and one) where that is more. So a prompt that is run in
+    /// several passes gets the frequencies of its whole length, and each token generated after it those of
+    /// its own. (The first Qwen's stay those of the prompt.)
     pub rope_len: usize,
     /// Which rows of logits are wanted.
     pub logits: Want,
@@ -60,7 +66,18 @@ impl<D: Ops> Model<D> {
             return Err(Error::Input("a pass cannot be of 0 tokens".into()));
         }
         let scratch = Scratch::new(&*device, &config, max_tokens)?;
-        Ok(Self { config, binding, device, max_tokens, scratch, host: Vec::new() })
+        let ordered = scratch::ordered(&*device, &config, max_tokens)?;
+        Ok(Self { config, binding, device, max_tokens, scratch, ordered, adapters: None, host: Vec::new() })
+    }
+
+    /// Adds low-rank products to matrices, in place of those added before. Takes
+    /// [`adapter_bytes`](crate::adapter_bytes) of the device.
+    pub fn adapt(&mut self, additions: &[LowRank]) -> Result<()> {
+        self.adapters = match additions {
+            [] => None,
+            _ => Some(Adapters::new(&*self.device, &self.binding, additions, self.max_tokens)?),
+        };
+        Ok(())
     }
 
     /// Its configuration.
@@ -98,6 +115,8 @@ impl<D: Ops> Model<D> {
             config: &self.config,
             binding: &self.binding,
             device: &*self.device,
+            ordered: &mut self.ordered,
+            adapters: &mut self.adapters,
             host: &mut self.host,
             weights,
             tokens,
@@ -160,6 +179,9 @@ struct Pass<'a, 'o, D: Ops> {
     config: &'a Config,
     binding: &'a Binding,
     device: &'a D,
+    /// Inputs in the order of a matrix's columns.
+    ordered: &'a mut D::Buf,
+    adapters: &'a mut Option<Adapters<D>>,
     host: &'a mut Vec<f32>,
     weights: &'a mut Pipeline<D>,
     tokens: usize,
@@ -181,14 +203,21 @@ impl<D: Ops> Pass<'_, '_, D> {
 
     /// Cosines and sines of every token, for all layers.
     fn table(&mut self, spans: &[Span<'_, D>], s: &mut Scratch<D>) -> Result<()> {
-        let mut table = Table::new(&self.config.rotary);
-        self.host.clear();
-        for span in spans {
-            for position in span.seq.len()..span.seq.len() + span.ids.len() {
-                table.push(position, span.rope_len.max(position + 1), self.host);
+        let tables = [
+            (Some(&self.config.rotary), &mut s.table),
+            (self.config.local_rotary.as_ref(), &mut s.local_table),
+        ];
+        for (rotary, buf) in tables {
+            let Some(rotary) = rotary else { continue };
+            let mut table = Table::new(rotary);
+            self.host.clear();
+            for span in spans {
+                for position in span.seq.len()..span.seq.len() + span.ids.len() {
+                    table.push(position, span.rope_len, self.host);
+                }
             }
+            self.device.write(buf, 0, bytemuck::cast_slice(self.host))?;
         }
-        self.device.write(&mut s.table, 0, bytemuck::cast_slice(self.host))?;
         Ok(())
     }
 
@@ -198,58 +227,10 @@ impl<D: Ops> Pass<'_, '_, D> {
         let device = self.device;
         self.weights.gather(embed.id, &ids, |data| -> Result<()> {
             Ok(device.decode(embed.matrix(data, ids.len()), &mut s.x)?)
-        })
-    }
-
-    fn attention(&mut self, layer: usize, spans: &mut [Span<'_, D>], s: &mut Scratch<D>) -> Result<()> {
-        let (device, c) = (self.device, self.config);
-        self.norm(layer, Role::AttnNorm, &s.x, &mut s.h)?;
-        self.linear(layer, Role::Q, Role::QBias, &s.h, &mut s.a)?;
-        self.linear(layer, Role::K, Role::KBias, &s.h, &mut s.k)?;
-        self.linear(layer, Role::V, Role::VBias, &s.h, &mut s.v)?;
-
-        let turn = |heads| Rope {
-            n: self.tokens,
-            heads,
-            head_dim: c.head_dim,
-            rotary: c.rotary.dim,
-            kind: c.arch.rope,
-        };
-        device.rope(&mut s.a, &s.table, turn(c.heads))?;
-        device.rope(&mut s.k, &s.table, turn(c.kv_heads))?;
-
-        let mut first = 0;
-        for span in spans {
-            let (n, start) = (span.ids.len(), span.seq.len());
-            let (keys, values) = &mut span.seq.layers[layer];
-            device.store(&s.k, first, n, c.kv_dim(), keys, start)?;
-            device.store(&s.v, first, n, c.kv_dim(), values, start)?;
-            let shape = Attend {
-                first,
-                n,
-                start,
-                heads: c.heads,
-                kv_heads: c.kv_heads,
-                head_dim: c.head_dim,
-                scale: 1.0 / (c.head_dim as f32).sqrt(),
-            };
-            device.attend(&s.a, keys, values, &mut s.b, shape)?;
-            first += n;
+        })?;
+        if self.config.embed_scale != 1.0 {
+            device.scale_rows(&mut s.x, &vec![self.config.embed_scale; ids.len()], self.config.hidden)?;
         }
-
-        self.linear(layer, Role::O, Role::OBias, &s.b, &mut s.h)?;
-        device.add(&mut s.x, &s.h, self.tokens * c.hidden)?;
-        Ok(())
-    }
-
-    fn feed_forward(&mut self, layer: usize, s: &mut Scratch<D>) -> Result<()> {
-        let (device, c) = (self.device, self.config);
-        self.norm(layer, Role::MlpNorm, &s.x, &mut s.h)?;
-        self.linear(layer, Role::Gate, Role::GateBias, &s.h, &mut s.a)?;
-        self.linear(layer, Role::Up, Role::UpBias, &s.h, &mut s.b)?;
-        device.silu_mul(&mut s.a, &s.b, self.tokens * c.inner)?;
-        self.linear(layer, Role::Down, Role::DownBias, &s.a, &mut s.h)?;
-        device.add(&mut s.x, &s.h, self.tokens * c.hidden)?;
         Ok(())
     }
 
@@ -310,28 +291,39 @@ impl<D: Ops> Pass<'_, '_, D> {
             }
             Ok(())
         })?;
+        self.adapt_logits(head, &places, &mut results, s)?;
+        let cap = self.config.logit_cap;
+        if cap > 0.0 {
+            results.iter_mut().flatten().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
         Ok(results)
     }
 
-    /// `y = x · Wᵀ + bias`, stripe by stripe as the matrix flows past.
-    fn linear(&mut self, layer: usize, role: Role, bias: Role, x: &D::Buf, y: &mut D::Buf) -> Result<()> {
-        let (device, n) = (self.device, self.tokens);
-        let w = need(self.binding.layer(layer, role), role)?;
-        self.weights.rows(w.id, |stripe| -> Result<()> {
-            let out = Columns { stride: w.rows, first: stripe.first };
-            Ok(device.matmul(w.matrix(stripe.data, stripe.count), x, n, y, out)?)
-        })?;
-        if let Some(bias) = self.binding.layer(layer, bias) {
-            self.weights.rows(bias.id, |stripe| -> Result<()> {
-                Ok(device.add_bias(y, stripe.data, n, bias.cols)?)
+    /// What adapters add to the logits of the rows in `x`; `places` says where each row's logits are.
+    fn adapt_logits(
+        &mut self,
+        head: &Bound,
+        places: &[(usize, usize)],
+        results: &mut [Vec<f32>],
+        s: &mut Scratch<D>,
+    ) -> Result<()> {
+        let (device, vocab, hidden) = (self.device, self.config.vocab, self.config.hidden);
+        let Some(adapters) = self.adapters else { return Ok(()) };
+        let host = &mut *self.host;
+        let most = (s.logit_numbers / vocab).max(1);
+        for (chunk, places) in places.chunks(most).enumerate() {
+            let rows: Vec<u32> = (0..places.len()).map(|row| (chunk * most + row) as u32).collect();
+            device.gather(&s.x, &rows, hidden, &mut s.h)?;
+            adapters.products(device, head.id, (rows.len(), &s.h, &mut s.logits), |y| {
+                host.resize(places.len() * vocab, 0.0);
+                device.read(y, 0, bytemuck::cast_slice_mut(host))?;
+                for (row, &(span, at)) in host.chunks_exact(vocab).zip(places) {
+                    results[span][at..at + vocab].iter_mut().zip(row).for_each(|(logit, add)| *logit += add);
+                }
+                Ok(())
             })?;
         }
         Ok(())
-    }
-
-    fn norm(&mut self, layer: usize, role: Role, x: &D::Buf, y: &mut D::Buf) -> Result<()> {
-        let weight = need(self.binding.layer(layer, role), role)?;
-        self.normalise(weight, self.tokens, x, y)
     }
 
     fn normalise(&mut self, weight: &Bound, n: usize, x: &D::Buf, y: &mut D::Buf) -> Result<()> {

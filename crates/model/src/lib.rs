@@ -34,6 +34,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod adapter;
 pub mod arch;
 mod bind;
 mod config;
@@ -41,11 +42,13 @@ mod error;
 mod field;
 mod forward;
 pub mod rope;
+mod route;
 mod scratch;
 mod sequence;
 
+pub use adapter::{LowRank, adapter_bytes};
 pub use bind::{Binding, Bound, bind};
-pub use config::{Config, TensorDecl, UnitDecl};
+pub use config::{Config, Latent, Moe, TensorDecl, UnitDecl};
 pub use error::{Error, Result};
 pub use forward::{Model, Observer, Span, Want};
 pub use scratch::{activation_bytes, logits_bytes};

@@ -5,7 +5,7 @@
 //! positions the rounding of that product is part of what a model was trained and measured with.
 //!
 //! Su et al., "RoFormer", 2021. The scalings: linear (kaiokendev; Chen et al. 2023), dynamic NTK
-//! (bloc97, emozilla), YaRN (Peng et al. 2023), and the one of Llama 3.1.
+//! (bloc97, emozilla), YaRN (Peng et al. 2023), LongRoPE (Ding et al. 2024), and the one of Llama 3.1.
 
 /// The rotary embedding of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +35,27 @@ pub enum Scaling {
         factor: f64,
         /// The length up to which nothing changes (`max_position_embeddings`).
         limit: usize,
+    },
+    /// A base that grows in steps with the length of the prompt and then stays (Qwen 1).
+    PromptNtk {
+        /// The length up to which nothing changes (`seq_length`).
+        limit: usize,
+    },
+    /// A divisor for each frequency.
+    Factors {
+        /// The divisors.
+        factors: Vec<f64>,
+    },
+    /// A divisor for each frequency, others once the length passes the context of the first training.
+    Long {
+        /// Divisors up to there.
+        short: Vec<f64>,
+        /// Divisors beyond.
+        long: Vec<f64>,
+        /// The context of the first training.
+        original: usize,
+        /// What cosine and sine are multiplied by.
+        attention_factor: f64,
     },
     /// Low frequencies are divided, high ones kept, those between blended; cosine and sine are
     /// multiplied by `attention_factor`.
@@ -66,13 +87,42 @@ pub enum Scaling {
 }
 
 impl Rotary {
+    /// No rotary embedding: of no number of a head.
+    pub fn none() -> Self {
+        Self { theta: 1.0, dim: 0, scaling: Scaling::None }
+    }
+
+    /// The length after which what a cache holds of earlier tokens is not what it would be, had they been
+    /// run together: caches must be made anew when a sequence grows beyond it.
+    ///
+    /// Only LongRoPE has one. With the other scalings that depend on the length, the reference keeps its
+    /// cache as it is.
+    pub fn switch(&self) -> Option<usize> {
+        match self.scaling {
+            Scaling::Long { original, .. } => Some(original),
+            _ => None,
+        }
+    }
+
     /// The `dim / 2` inverse frequencies in use at a total length of `len` tokens.
     ///
-    /// Only [`Scaling::Dynamic`] looks at `len`.
+    /// Only scalings that are [dynamic](Self::is_dynamic) look at `len`.
     pub fn inv_freq(&self, len: usize) -> Vec<f32> {
         let plain = || self.powers(self.theta as f32).into_iter().map(|p| 1.0 / p);
+        let divided = |factors: &[f64]| -> Vec<f32> {
+            let powers = self.powers(self.theta as f32).into_iter();
+            powers.zip(factors).map(|(p, &factor)| 1.0 / (factor as f32 * p)).collect()
+        };
         match self.scaling {
             Scaling::None => plain().collect(),
+            Scaling::Factors { ref factors } => divided(factors),
+            Scaling::Long { ref short, ref long, original, .. } => {
+                divided(if len > original { long } else { short })
+            }
+            Scaling::PromptNtk { limit } => {
+                let base = self.stepped_base(limit, len);
+                self.powers(base).into_iter().map(|p| 1.0 / p).collect()
+            }
             Scaling::Linear { factor } => plain().map(|f| f / factor as f32).collect(),
             Scaling::Dynamic { factor, limit } => {
                 let base = self.grown_base(factor, limit, len);
@@ -96,14 +146,16 @@ impl Rotary {
     /// What cosines and sines are multiplied by.
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {
-            Scaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            Scaling::Yarn { attention_factor, .. } | Scaling::Long { attention_factor, .. } => {
+                attention_factor as f32
+            }
             _ => 1.0,
         }
     }
 
     /// Whether the frequencies depend on the length.
     pub fn is_dynamic(&self) -> bool {
-        matches!(self.scaling, Scaling::Dynamic { .. })
+        matches!(self.scaling, Scaling::Dynamic { .. } | Scaling::PromptNtk { .. } | Scaling::Long { .. })
     }
 
     /// `theta^(2i/dim)` for `i < dim/2`.
@@ -122,6 +174,15 @@ impl Rotary {
         let stretch = factor as f32 * len as f32 / limit as f32 - (factor - 1.0) as f32;
         let power = self.dim as f64 / (self.dim as f64 - 2.0);
         self.theta as f32 * f64::from(stretch).powf(power) as f32
+    }
+
+    /// The base of the first Qwen for a prompt of `len` tokens: times `alpha^(d/(d-2))`, where `alpha` is
+    /// `2^ceil(log2(len/limit) + 1) - 1`, at least 1.
+    fn stepped_base(&self, limit: usize, len: usize) -> f32 {
+        let step = ((len as f64 / limit as f64).log2() + 1.0).ceil();
+        let alpha = (step.exp2() - 1.0).max(1.0);
+        let power = self.dim as f64 / (self.dim as f64 - 2.0);
+        (self.theta * alpha.powf(power)) as f32
     }
 
     /// YaRN: the share of each frequency that is kept as it was; the rest is divided.
@@ -173,8 +234,15 @@ impl<'a> Table<'a> {
     }
 
     /// Appends the row of one position to `out`: `dim/2` cosines, then `dim/2` sines, with the
-    /// attention factor multiplied in. `len` is the length that a dynamic base is taken from.
-    pub fn push(&mut self, position: usize, len: usize, out: &mut Vec<f32>) {
+    /// attention factor multiplied in. `prompt` is the prompt's length, as far as it is known, else 0.
+    ///
+    /// A dynamic base is that of the prompt's length, or of the position's own (its index and one) where
+    /// that is more; the first Qwen's stays that of the prompt.
+    pub fn push(&mut self, position: usize, prompt: usize, out: &mut Vec<f32>) {
+        let len = match self.rotary.scaling {
+            Scaling::PromptNtk { .. } if prompt > 0 => prompt,
+            _ => prompt.max(position + 1),
+        };
         if self.rotary.is_dynamic() && len != self.len {
             self.freqs = self.rotary.inv_freq(len);
             self.len = len;

@@ -7,7 +7,7 @@ use airllm_kernels::Ops;
 ///
 /// Keys are stored turned by their position, as the reference implementation keeps them.
 pub struct Sequence<D: Ops> {
-    /// Keys and values of each layer, both `[capacity, kv_heads, head_dim]`.
+    /// Keys `[capacity, kv_heads, head_dim]` and values `[capacity, kv_heads, value_dim]` of each layer.
     pub(crate) layers: Vec<(D::Buf, D::Buf)>,
     len: usize,
     capacity: usize,
@@ -16,11 +16,12 @@ pub struct Sequence<D: Ops> {
 impl<D: Ops> Sequence<D> {
     /// An empty sequence with room for `capacity` tokens. Takes [`kv_bytes`] of the device at once.
     pub fn new(device: &D, config: &Config, capacity: usize) -> Result<Self> {
-        let bytes = capacity.checked_mul(config.kv_dim() * size_of::<f32>());
-        let Some(bytes) = bytes.filter(|&bytes| bytes > 0) else {
-            return Err(Error::Input(format!("a cache cannot have room for {capacity} tokens")));
+        let bytes = |width: usize| {
+            let bytes = capacity.checked_mul(width * size_of::<f32>()).filter(|&bytes| bytes > 0);
+            bytes.ok_or_else(|| Error::Input(format!("a cache cannot have room for {capacity} tokens")))
         };
-        let layer = |_| Ok((device.alloc(bytes)?, device.alloc(bytes)?));
+        let (keys, values) = (bytes(config.key_dim())?, bytes(config.value_width())?);
+        let layer = |_| Ok((device.alloc(keys)?, device.alloc(values)?));
         let layers = (0..config.layers).map(layer).collect::<Result<_>>()?;
         Ok(Self { layers, len: 0, capacity })
     }
@@ -52,6 +53,6 @@ impl<D: Ops> Sequence<D> {
 
 /// Bytes that a [`Sequence`] with room for `tokens` tokens takes on the device.
 pub fn kv_bytes(config: &Config, tokens: usize) -> usize {
-    let token = 2 * config.layers * config.kv_dim() * size_of::<f32>();
+    let token = config.layers * (config.key_dim() + config.value_width()) * size_of::<f32>();
     token.saturating_mul(tokens)
 }

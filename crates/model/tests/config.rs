@@ -4,8 +4,8 @@
 mod common;
 
 use airllm_format::NumFormat;
+use airllm_model::Config;
 use airllm_model::rope::Scaling;
-use airllm_model::{Config, Error};
 use common::{data, json, shared};
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ fn absent_fields_mean_what_they_mean_in_transformers() {
     let c = Config::parse(&plain()).unwrap();
     assert_eq!((c.kv_heads, c.head_dim, c.max_positions), (4, 16, 2048));
     assert_eq!((c.norm_eps, c.rotary.theta, c.rotary.dim), (1e-6, 10_000.0, 16));
-    assert_eq!((c.tied, c.attention_bias, c.mlp_bias), (false, false, false));
+    assert_eq!((c.tied, c.qkv_bias, c.mlp_bias), (false, false, false));
     assert_eq!((c.eos.as_slice(), c.dtype), ([2].as_slice(), None));
     assert_eq!(c.rotary.scaling, Scaling::None);
     // Null is absent, but for the end of texts: null says that nothing ends one.
@@ -62,13 +62,13 @@ fn fixtures_as_published() {
     assert_eq!(c.rotary.scaling, llama3);
 
     let c = fixture("llama_v5_config");
-    assert_eq!((c.kv_heads, c.head_dim, c.query_dim(), c.kv_dim()), (1, 32, 128, 32));
+    assert_eq!((c.kv_heads, c.head_dim, c.query_dim(), c.key_dim()), (1, 32, 128, 32));
     assert_eq!((c.dtype, c.rotary.theta), (Some(NumFormat::Bf16), 300_000.0));
     let llama3 = Scaling::Llama3 { factor: 4.0, low_freq: 1.0, high_freq: 4.0, original: 32 };
     assert_eq!(c.rotary.scaling, llama3);
 
     let c = fixture("llama_bias");
-    assert_eq!((c.attention_bias, c.mlp_bias, c.norm_eps), (true, true, 1e-3));
+    assert_eq!((c.qkv_bias, c.mlp_bias, c.norm_eps), (true, true, 1e-3));
     assert_eq!(fixture("llama_f32").dtype, Some(NumFormat::F32));
     assert_eq!(fixture("llama_rope_linear").rotary.scaling, Scaling::Linear { factor: 4.0 });
     let dynamic = Scaling::Dynamic { factor: 2.0, limit: 48 };
@@ -85,22 +85,14 @@ fn fixtures_as_published() {
 }
 
 #[test]
-fn every_fixture_of_the_reference_set_is_understood_or_refused_by_name() {
+fn every_fixture_of_the_reference_set_is_understood() {
     let Some(root) = shared("") else { return };
     for entry in std::fs::read_dir(root).unwrap() {
         let path = entry.unwrap().path().join("config.json");
         if !path.is_file() {
             continue;
         }
-        let json = json(&path);
-        let name = json["architectures"][0].as_str().unwrap();
-        match Config::parse(&json) {
-            Ok(_) => assert_eq!(name, "LlamaForCausalLM", "{path:?}"),
-            Err(Error::Architecture { found, known }) => {
-                assert!(found.contains(name) && known.contains("LlamaForCausalLM"), "{path:?}");
-            }
-            Err(error) => panic!("{path:?}: {error}"),
-        }
+        Config::parse(&json(&path)).unwrap_or_else(|error| panic!("{path:?}: {error}"));
     }
 }
 
@@ -193,8 +185,12 @@ fn harmless_variants_are_accepted() {
         ("torch_dtype", json!("float8_e4m3fn")),
         ("model_type", json!("whatever, as architectures decides")),
         ("architectures", json!(["Other", "LlamaForCausalLM"])),
-        ("quantization_config", Value::Null),
+        // How weights are stored is the business of whoever reads them.
         ("quantization_config", json!({"quant_method": "gptq"})),
+        ("num_experts", json!(0)),
+        ("logits_scaling", json!(1.0)),
+        ("use_qk_norm", json!(false)),
+        ("vision_config", Value::Null),
     ] {
         let json = with(field, value);
         Config::parse(&json).unwrap_or_else(|error| panic!("{json}: {error}"));
@@ -234,12 +230,13 @@ fn refusals_name_the_field_what_was_expected_and_what_was_found() {
         ("rope_theta", json!(1e300), ["rope_theta", "up to", "1e+300"]),
         ("rope_scaling", json!("linear"), ["rope_scaling", "an object", "\"linear\""]),
         ("rope_scaling", json!({"type": "linear"}), ["rope_scaling.factor", "a number", "nothing"]),
-        ("rope_scaling", json!({"type": "su"}), ["rope_scaling.type", "llama3", "\"su\""]),
+        ("rope_scaling", json!({"type": "mrope"}), ["rope_scaling.type", "llama3", "\"mrope\""]),
         (
             "rope_scaling",
-            json!({"rope_type": "longrope"}),
-            ["rope_scaling.rope_type", "yarn", "\"longrope\""],
+            json!({"rope_type": "longrope", "short_factor": [1.0]}),
+            ["rope_scaling.short_factor", "8 numbers, one for each frequency", "[1.0]"],
         ),
+        ("rope_scaling", json!({"type": "su", "long_mscale": 1.1}), ["long_mscale", "nothing", "1.1"]),
         ("rope_parameters", json!({"rope_type": 7}), ["rope_parameters.rope_type", "text", "7"]),
         (
             "rope_scaling",
@@ -251,7 +248,18 @@ fn refusals_name_the_field_what_was_expected_and_what_was_found() {
             json!({"type": "yarn", "factor": 8.0, "beta_fast": 0.5}),
             ["rope_scaling.beta_fast", "at least beta_slow, which is 1", "0.5"],
         ),
-        ("partial_rotary_factor", json!(0.5), ["partial_rotary_factor", "1, as", "0.5"]),
+        ("partial_rotary_factor", json!(0.2), ["partial_rotary_factor", "an even number, not 3", "0.2"]),
+        // What would change the mathematics is refused by name.
+        ("vision_config", json!({"depth": 2}), ["vision_config", "a model for text alone", "1 field"]),
+        ("visual", json!({"layers": 2}), ["visual", "a model for text alone", "1 field"]),
+        ("embedding_multiplier", json!(12.0), ["embedding_multiplier", "1, as llama models", "12.0"]),
+        ("logit_scale", json!(0.0625), ["logit_scale", "1, as llama models", "0.0625"]),
+        ("use_qk_norm", json!(true), ["use_qk_norm", "false", "true"]),
+        ("clip_qkv", json!(8.0), ["clip_qkv", "nothing", "8.0"]),
+        ("num_local_experts", json!(8), ["num_local_experts", "no experts", "8"]),
+        ("attn_logit_softcapping", json!(50.0), ["attn_logit_softcapping", "no soft caps", "50.0"]),
+        ("kv_lora_rank", json!(512), ["kv_lora_rank", "no latent keys", "512"]),
+        ("position_embedding_type", json!("alibi"), ["position_embedding_type", "rope", "\"alibi\""]),
         ("hidden_act", json!("gelu"), ["hidden_act", "silu", "\"gelu\""]),
         ("attention_bias", json!(1), ["attention_bias", "true or false", "1"]),
         ("tie_word_embeddings", json!("yes"), ["tie_word_embeddings", "true or false", "\"yes\""]),
@@ -266,10 +274,9 @@ fn refusals_name_the_field_what_was_expected_and_what_was_found() {
             assert!(message.contains(part), "{field}: {part:?} is not in {message:?}");
         }
     }
-    assert_eq!(
-        message(&with("architectures", json!(["GPT2LMHeadModel"]))),
-        "config: architecture GPT2LMHeadModel is not known; known are LlamaForCausalLM, LLaMAForCausalLM"
-    );
+    let unknown = message(&with("architectures", json!(["GPT2LMHeadModel"])));
+    let begin = "config: architecture GPT2LMHeadModel is not known; known are LlamaForCausalLM, ";
+    assert!(unknown.starts_with(begin) && unknown.contains("QWenLMHeadModel"), "{unknown}");
     let mut json = with("model_type", json!("gpt2"));
     json.as_object_mut().unwrap().remove("architectures");
     assert!(message(&json).contains("of model_type \"gpt2\" is not known"), "{}", message(&json));

@@ -8,11 +8,26 @@ use common::{data, json};
 use proptest::prelude::*;
 use serde_json::{Map, Value};
 
-const BASES: [&str; 5] =
-    ["llama2_mha", "llama32_gqa_tied", "llama_rope_dynamic", "llama_rope_yarn", "llama_v5_config"];
+const BASES: [&str; 15] = [
+    "llama2_mha",
+    "llama32_gqa_tied",
+    "llama_rope_dynamic",
+    "llama_rope_yarn",
+    "llama_v5_config",
+    "mixtral",
+    "qwen1_ntk_logn",
+    "qwen2_moe",
+    "qwen3",
+    "chatglm_rope_ratio",
+    "baichuan_13b",
+    "phi3_longrope",
+    "gemma2",
+    "gemma3_text",
+    "deepseek_v3",
+];
 
 /// Names that a mutation may add or change, those that mean something among them.
-const NAMES: [&str; 34] = [
+const NAMES: [&str; 64] = [
     "architectures",
     "model_type",
     "hidden_size",
@@ -47,6 +62,36 @@ const NAMES: [&str; 34] = [
     "partial_rotary_factor",
     "torch_dtype",
     "quantization_config",
+    "short_factor",
+    "long_factor",
+    "factors",
+    "sliding_window",
+    "sliding_window_pattern",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "n_shared_experts",
+    "n_group",
+    "topk_group",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+    "first_k_dense_replace",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "kv_lora_rank",
+    "q_lora_rank",
+    "kv_channels",
+    "seq_length",
+    "rope_ratio",
+    "query_pre_attn_scalar",
+    "final_logit_softcapping",
+    "multi_query_group_num",
+    "rope_local_base_freq",
 ];
 
 fn number() -> impl Strategy<Value = Value> {
@@ -116,7 +161,8 @@ fn use_it(json: &Value) {
             }
             for len in [0, 1, config.max_positions, 1 << 30] {
                 let freqs = config.rotary.inv_freq(len);
-                assert_eq!(freqs.len(), config.head_dim / 2);
+                assert_eq!(freqs.len(), config.rotary.dim / 2);
+                assert!(config.rotary.dim <= config.head_dim);
                 assert!(freqs.iter().all(|f| f.is_finite() && *f >= 0.0), "{:?}", config.rotary);
             }
             assert!(config.rotary.attention_factor().is_finite());
@@ -124,9 +170,13 @@ fn use_it(json: &Value) {
             assert_eq!(config.heads % config.kv_heads, 0);
             if config.layers < 200 {
                 let units = config.units();
-                assert_eq!(units.len(), config.layers + 2);
+                let experts: usize = (0..config.layers).map(|layer| config.experts(layer)).sum();
+                assert_eq!(units.len(), config.layers + experts + 2);
                 for tensor in units.iter().flat_map(|unit| &unit.tensors) {
                     assert!(tensor.rows().checked_mul(tensor.cols() * 4).is_some());
+                    let taken: usize = tensor.spans.iter().map(|span| span.len()).sum();
+                    assert_eq!(taken, tensor.shape[0], "{tensor:?}");
+                    assert!(tensor.spans.iter().all(|span| span.end <= tensor.hf_rows), "{tensor:?}");
                 }
                 assert!(!config.pass().is_empty());
             }

@@ -51,6 +51,27 @@ reference! {
     llama_v5_config: USUAL;
     llama_bias: USUAL;
     llama_f32: WIDER;
+    mistral_swa: USUAL;
+    mixtral: USUAL;
+    qwen1: USUAL;
+    qwen1_ntk_logn: USUAL;
+    qwen2: USUAL;
+    qwen3: USUAL;
+    qwen2_moe: USUAL;
+    qwen3_moe: USUAL;
+    chatglm: USUAL;
+    chatglm_rope_ratio: USUAL;
+    glm_native: USUAL;
+    glm4_native: USUAL;
+    baichuan_7b: Accept { logits: 2e-4, hidden: 5e-4 };
+    baichuan_13b: USUAL;
+    baichuan2_7b: USUAL;
+    baichuan2_13b: USUAL;
+    phi3: USUAL;
+    phi3_longrope: Accept { logits: 6e-4, hidden: 1e-3 };
+    gemma2: WIDER;
+    gemma3_text: USUAL;
+    deepseek_v3: Accept { logits: 2e-4, hidden: 4e-4 };
 }
 
 /// Everything that a fixture's golden says.
@@ -70,7 +91,7 @@ fn check(dir: &Path, accept: Accept) {
         batch(&mut run, &golden, accept);
     }
     if golden.has("stop.input_ids") {
-        stop(&mut run, &golden);
+        stop(&mut run, &golden, dir);
     }
 }
 
@@ -227,11 +248,17 @@ fn batch(run: &mut Run, golden: &Tensors, accept: Accept) {
     }
 }
 
-/// A greedy run that meets an id of `Config::eos`.
-fn stop(run: &mut Run, golden: &Tensors) {
+/// A greedy run that meets an id of `Config::eos`, or of generation_config.json where the family has its ids
+/// there.
+fn stop(run: &mut Run, golden: &Tensors, dir: &Path) {
     let expected = golden.ids("stop.greedy_ids");
     let (ids, _) = run.greedy(&golden.ids("stop.input_ids"), expected.len());
     assert_eq!(ids, expected);
-    let eos = ids.iter().position(|id| run.config().eos.contains(id));
+    let mut ends = run.config().eos.clone();
+    if ends.is_empty() {
+        let id = &common::json(&dir.join("generation_config.json"))["eos_token_id"];
+        ends.push(id.as_u64().unwrap() as u32);
+    }
+    let eos = ids.iter().position(|id| ends.contains(id));
     assert_eq!(eos, Some(ids.len() - 1), "an eos id comes last and only there");
 }

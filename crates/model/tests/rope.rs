@@ -43,9 +43,16 @@ fn single_rows() {
 #[test]
 fn whole_tables_of_the_reference_set() {
     let mut tables = 0;
-    for name in
-        ["llama_rope_linear", "llama_rope_dynamic", "llama_rope_yarn", "llama32_gqa_tied", "llama_v5_config"]
-    {
+    for name in [
+        "llama_rope_linear",
+        "llama_rope_dynamic",
+        "llama_rope_yarn",
+        "llama32_gqa_tied",
+        "llama_v5_config",
+        "qwen1_ntk_logn",
+        "chatglm_rope_ratio",
+        "phi3_longrope",
+    ] {
         let Some(dir) = shared(name) else { return };
         let golden = Tensors::read(&[dir.join("golden.safetensors")]);
         let rotary = rotary(name);
@@ -61,7 +68,7 @@ fn whole_tables_of_the_reference_set() {
             tables += 1;
         }
     }
-    assert_eq!(tables, 10);
+    assert_eq!(tables, 16);
 }
 
 #[test]

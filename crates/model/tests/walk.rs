@@ -5,10 +5,10 @@ mod common;
 
 use airllm_format::{LayerSource, NumFormat, Result as Read};
 use airllm_kernels::{Event, Trace};
-use airllm_model::arch::{ALL, Arch, Role};
-use airllm_model::{Config, Error, Model, Sequence, Span, Want};
+use airllm_model::arch::{ALL, Arch, Flag, Role, RopeExtra};
+use airllm_model::{Config, Error, Model, Sequence, Span, TensorDecl, Want};
 use airllm_model::{activation_bytes, bind, kv_bytes};
-use airllm_stream::{Catalog, Options, Pipeline, Timeline};
+use airllm_stream::{Catalog, ExpertCache, Options, Pipeline, Tensor, Timeline};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -35,13 +35,72 @@ impl LayerSource for Zeros {
     }
 }
 
-/// A configuration in which every named dimension has a size of its own.
-fn odd_sizes(arch: &Arch, attention_bias: bool, mlp_bias: bool, tied: bool) -> Value {
-    json!({
-        "architectures": [arch.hf[0]], "hidden_size": 72, "intermediate_size": 104, "vocab_size": 190,
-        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 18,
-        "attention_bias": attention_bias, "mlp_bias": mlp_bias, "tie_word_embeddings": tied,
-    })
+/// A configuration of a family in which every named dimension has a size of its own. `switches` turn on
+/// what some of its models have: biases of the attention; biases of the feed-forward block, and what else
+/// a family has only sometimes; a tied head.
+fn odd_sizes(arch: &Arch, switches: [bool; 3]) -> Value {
+    let (names, traits) = (&arch.fields, &arch.traits);
+    let [attention, other, tied] = switches;
+    let mut json = json!({
+        "architectures": [arch.hf[0]], "hidden_size": 72, "num_attention_heads": 6,
+        "tie_word_embeddings": tied, "sliding_window": 5, "use_sliding_window": true,
+        "max_window_layers": 1, "sliding_window_pattern": 2,
+    });
+    let map = json.as_object_mut().unwrap();
+    let mut set = |name: &str, value: Value| map.insert(name.into(), value);
+    set(names.inner, if traits.inner_doubled { 208 } else { 104 }.into());
+    set(names.vocab, 190.into());
+    set(names.layers, 3.into());
+    set(names.kv_heads, if traits.latent { 6 } else { 2 }.into());
+    names.kv_heads_if.map(|name| set(name, true.into()));
+    set(names.head_dim, 20.into());
+    for (flag, value) in [(names.qkv_bias, attention), (names.out_bias, attention), (names.mlp_bias, other)] {
+        if let Flag::Any(names) = flag {
+            set(names[0], value.into());
+        }
+    }
+    if !(traits.alibi_without_positions && other) {
+        set(names.positions, 500.into());
+    }
+    if traits.head_normalised_if_marked && other {
+        set("z_loss_weight", 0.into());
+    }
+    if traits.rope_extra == RopeExtra::QwenNtk {
+        for name in ["use_dynamic_ntk", "use_logn_attn"] {
+            set(name, true.into());
+        }
+        set("seq_length", 4.into());
+    }
+    if traits.softcaps {
+        set("attn_logit_softcapping", 5.into());
+        set("final_logit_softcapping", 9.into());
+    }
+    if traits.latent {
+        for (name, size) in
+            [("qk_rope_head_dim", 8), ("qk_nope_head_dim", 12), ("v_head_dim", 14), ("kv_lora_rank", 24)]
+        {
+            set(name, size.into());
+        }
+        if !other {
+            set("q_lora_rank", 28.into());
+        }
+    }
+    if let Some(moe) = &traits.moe {
+        set("num_experts_per_tok", 2.into());
+        set(moe.experts, 4.into());
+        if moe.inner != names.inner {
+            set(moe.inner, 40.into());
+        }
+        if let Some(name) = moe.shared {
+            set(name, if name == "n_shared_experts" { 2 } else { 56 }.into());
+        }
+        for (name, value) in
+            [("decoder_sparse_step", 2), ("first_k_dense_replace", 1), ("n_group", 2), ("topk_group", 1)]
+        {
+            set(name, value.into());
+        }
+    }
+    json
 }
 
 struct Walk {
@@ -66,6 +125,7 @@ fn walk(json: &Value, discrete: bool) -> Walk {
         pinned: vec![false, true],
         slots: 2,
         slot_bytes: 8192,
+        experts: ExpertCache { slots: 2, slot_bytes: 8192 },
         readers: 1,
         timeline: Arc::new(Timeline::new(false)),
     };
@@ -77,11 +137,11 @@ fn walk(json: &Value, discrete: bool) -> Walk {
 }
 
 /// What was done with weights: the verb, the rows of a matrix or 1, and the columns where the log has them.
-fn uses(log: &[Event], n: usize) -> Vec<(&'static str, usize, usize)> {
+fn uses(log: &[Event]) -> Vec<(&'static str, usize, usize)> {
     let each = log.iter().filter_map(|event| match (event.verb, event.matrix) {
         ("matmul", Some((rows, cols, _))) => Some(("matmul", rows, cols)),
-        ("rms_norm", _) => Some(("rms_norm", 1, 0)),
-        ("add_bias", _) => Some(("add_bias", 1, event.flops as usize / n)),
+        ("rms_norm" | "rms_norm_rows", _) => Some(("rms_norm", 1, 0)),
+        ("add_bias", _) => Some(("add_bias", 1, event.flops as usize / event.n)),
         _ => None,
     });
     merge(each.collect())
@@ -100,13 +160,22 @@ fn merge(uses: Vec<(&'static str, usize, usize)>) -> Vec<(&'static str, usize, u
     out
 }
 
+/// How a tensor is used, by its name.
+fn used(tensor: &Tensor) -> (&'static str, usize, usize) {
+    match tensor.name.as_str() {
+        name if name.ends_with("_norm") => ("rms_norm", 1, 0),
+        name if name.ends_with("_bias") => ("add_bias", 1, tensor.cols),
+        _ => ("matmul", tensor.rows, tensor.cols),
+    }
+}
+
 #[test]
 fn every_declared_tensor_is_used_in_the_order_of_the_pass() {
     for arch in ALL {
         let mut seen = BTreeSet::new();
         for case in 0..16_u32 {
             let flag = |bit: u32| case >> bit & 1 == 1;
-            let mut walk = walk(&odd_sizes(arch, flag(0), flag(1), flag(2)), flag(3));
+            let mut walk = walk(&odd_sizes(arch, [flag(0), flag(1), flag(2)]), flag(3));
             let (config, n) = (walk.config.clone(), 7);
             let mut seq = walk.model.sequence(n).unwrap();
             walk.device.take_log();
@@ -121,24 +190,29 @@ fn every_declared_tensor_is_used_in_the_order_of_the_pass() {
             let decoded = log.iter().find(|event| event.verb == "decode").unwrap();
             assert_eq!(decoded.matrix, Some((n, config.hidden, NumFormat::F16)));
             seen.insert("embed".to_string());
-            let found = uses(&log, n);
-            let expected: Vec<_> = walk
-                .catalog
-                .pass
-                .iter()
-                .map(|&id| {
-                    let tensor = walk.catalog.get(id).unwrap();
-                    seen.insert(tensor.name.clone());
-                    match tensor.name.as_str() {
-                        name if name.ends_with("_norm") => ("rms_norm", 1, 0),
-                        name if name.ends_with("_bias") => ("add_bias", 1, tensor.cols),
-                        _ => ("matmul", tensor.rows, tensor.cols),
+            let found = uses(&log);
+            let mut expected = Vec::new();
+            for (place, &id) in walk.catalog.pass.iter().enumerate() {
+                let tensor = walk.catalog.get(id).unwrap();
+                expected.push(used(tensor));
+                seen.insert(tensor.name.clone());
+                // All scores of routers are 0 here, so every token goes through the first two experts. They
+                // come when the rest of their layer has passed.
+                let last = walk.catalog.pass.get(place + 1).is_none_or(|next| next.unit != id.unit);
+                let layer = &walk.catalog.units[id.unit].name;
+                for expert in (0..2).filter(|_| last) {
+                    let name = format!("{layer}.expert.{expert}");
+                    for tensor in
+                        walk.catalog.units.iter().filter(|u| u.name == name).flat_map(|u| &u.tensors)
+                    {
+                        expected.push(used(tensor));
+                        seen.insert(tensor.name.clone());
                     }
-                })
-                .collect();
+                }
+            }
             assert_eq!(found, merge(expected), "{}, case {case}", arch.name);
         }
-        let decls = arch.embed.iter().chain(arch.layer).chain(arch.head);
+        let decls = arch.embed.iter().chain(arch.layer).chain(arch.expert).chain(arch.head);
         let declared: BTreeSet<_> = decls.map(|decl| decl.role.name().to_string()).collect();
         assert_eq!(seen, declared, "{}: roles that were used", arch.name);
     }
@@ -149,16 +223,29 @@ fn declarations_are_sound() {
     for arch in ALL {
         let decls = || arch.embed.iter().chain(arch.layer).chain(arch.head);
         let roles: BTreeSet<_> = decls().map(|decl| decl.role).collect();
-        assert_eq!(roles.len(), decls().count(), "{}: a role is declared twice", arch.name);
+        for (i, decl) in decls().enumerate() {
+            let twice = decls().skip(i + 1).any(|other| other.role == decl.role && other.when == decl.when);
+            assert!(!twice, "{}: {:?} is declared twice", arch.name, decl.role);
+        }
+        assert!(
+            arch.expert.is_empty() == arch.traits.moe.is_none()
+                && arch.expert_prefix.contains("{}") != arch.expert.is_empty()
+        );
         assert!(arch.layer_prefix.contains("{}"), "{}: layers share their names", arch.name);
         assert!(!arch.hf.is_empty());
         for other in ALL.iter().filter(|other| other.name != arch.name) {
             assert!(other.hf.iter().all(|name| !arch.hf.contains(name)));
         }
         assert!(roles.contains(&Role::Embed) && roles.contains(&Role::FinalNorm));
-        let units = Config::parse(&odd_sizes(arch, true, true, false)).unwrap().units();
-        let names: BTreeSet<_> =
-            units.iter().flat_map(|unit| &unit.tensors).map(|tensor| &tensor.hf).collect();
+        let units = Config::parse(&odd_sizes(arch, [true, true, false])).unwrap().units();
+        for unit in &units {
+            let roles: BTreeSet<_> = unit.tensors.iter().map(|tensor| tensor.role).collect();
+            assert_eq!(roles.len(), unit.tensors.len(), "{}: {} has a role twice", arch.name, unit.name);
+        }
+        let parts = |tensor: &TensorDecl| {
+            (tensor.hf.clone(), tensor.spans.iter().map(|s| s.start).collect::<Vec<_>>())
+        };
+        let names: BTreeSet<_> = units.iter().flat_map(|unit| &unit.tensors).map(parts).collect();
         let count: usize = units.iter().map(|unit| unit.tensors.len()).sum();
         assert_eq!(names.len(), count, "{}: two tensors share a name", arch.name);
     }
@@ -166,19 +253,21 @@ fn declarations_are_sound() {
 
 #[test]
 fn declared_memory_is_what_is_taken() {
-    let walk = walk(&odd_sizes(ALL[0], true, false, false), false);
-    let taken = || {
-        let log = walk.device.take_log();
-        log.iter().filter(|event| event.verb == "alloc").map(|event| event.bytes as usize).sum::<usize>()
-    };
-    assert_eq!(taken(), activation_bytes(&walk.config, 20));
-    Sequence::new(&*walk.device, &walk.config, 33).unwrap();
-    assert_eq!(taken(), kv_bytes(&walk.config, 33));
+    for arch in ALL {
+        let walk = walk(&odd_sizes(arch, [true, false, false]), false);
+        let taken = || {
+            let log = walk.device.take_log();
+            log.iter().filter(|event| event.verb == "alloc").map(|event| event.bytes as usize).sum::<usize>()
+        };
+        assert_eq!(taken(), activation_bytes(&walk.config, 20), "{}", arch.name);
+        Sequence::new(&*walk.device, &walk.config, 33).unwrap();
+        assert_eq!(taken(), kv_bytes(&walk.config, 33), "{}", arch.name);
+    }
 }
 
 #[test]
 fn refused_calls_say_why_and_leave_everything_as_it_was() {
-    let mut walk = walk(&odd_sizes(ALL[0], false, false, true), false);
+    let mut walk = walk(&odd_sizes(ALL[0], [false, false, true]), false);
     let mut seq = walk.model.sequence(10).unwrap();
     let mut run = |ids: &[u32], seq: &mut Sequence<Trace>| {
         let span = Span { ids, seq, rope_len: 0, logits: Want::Last };
@@ -214,7 +303,7 @@ fn refused_calls_say_why_and_leave_everything_as_it_was() {
 
 #[test]
 fn a_broken_pass_starts_anew() {
-    let json = odd_sizes(ALL[0], false, false, false);
+    let json = odd_sizes(ALL[0], [false, false, false]);
     let mut walk = walk(&json, false);
     // A cache of another model: the pass breaks in its first layer, with leases out.
     let mut other = json.clone();

@@ -34,13 +34,16 @@ impl Tensor {
     }
 }
 
-/// Tensors that live and move together: a layer, the embedding, the head.
+/// Tensors that live and move together: a layer, the embedding, the head, an expert.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
     /// Name for tables ("embed", "layer.17", "head").
     pub name: String,
     /// Its tensors, in the order of their bytes and of their use.
     pub tensors: Vec<Tensor>,
+    /// Read only when requested: an expert, which a pass may or may not use. None of its tensors is in
+    /// [`Catalog::pass`].
+    pub on_demand: bool,
 }
 
 impl Unit {
@@ -65,7 +68,8 @@ pub struct Catalog {
     /// The units. Each is pinned in memory or streamed as a whole.
     pub units: Vec<Unit>,
     /// The tensors of one pass, in the order of use; cyclic over passes. A tensor that is only ever
-    /// gathered row by row (an untied embedding) is not in it; one that is used twice may be.
+    /// gathered row by row (an untied embedding) is not in it, nor is any of a unit that is read
+    /// [on demand](Unit::on_demand); one that is used twice may be.
     pub pass: Vec<TensorId>,
 }
 

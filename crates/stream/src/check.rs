@@ -16,9 +16,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 pub struct Checks {
     /// Whether a stripe was counted, by stripe.
     seen: Vec<AtomicBool>,
-    /// Sum and rows missing for each entry of the pass.
+    /// Sum and rows missing for each entry of the cut.
     entries: Vec<(AtomicU64, AtomicU64)>,
-    /// For each stripe, the pass entry of its first part; parts are consecutive entries.
+    /// For each stripe, the entry of its first part; parts are consecutive entries.
     first_entry: Vec<usize>,
 }
 
@@ -38,7 +38,7 @@ impl Checks {
         }
         Self {
             seen: cut.stripes.iter().map(|_| AtomicBool::new(false)).collect(),
-            entries: catalog.pass.iter().map(|id| (AtomicU64::new(0), AtomicU64::new(rows(id)))).collect(),
+            entries: cut.entries.iter().map(|id| (AtomicU64::new(0), AtomicU64::new(rows(id)))).collect(),
             first_entry,
         }
     }
@@ -148,10 +148,16 @@ pub fn check_catalog(catalog: &Catalog, source: &dyn LayerSource) -> Result<()> 
             }
         }
     }
-    match catalog.pass.iter().find(|&&id| catalog.get(id).is_none()) {
-        Some(id) => Err(Error::Catalog(format!("the pass names {id:?}, which is not there"))),
-        None => Ok(()),
+    for &id in &catalog.pass {
+        if catalog.get(id).is_none() {
+            return Err(Error::Catalog(format!("the pass names {id:?}, which is not there")));
+        }
+        if catalog.units[id.unit].on_demand {
+            let what = name(catalog, id);
+            return Err(Error::Catalog(format!("the pass names {what}, which is read on demand")));
+        }
     }
+    Ok(())
 }
 
 fn one_slot(bytes: usize) -> Result<Option<Slot<Filling>>> {

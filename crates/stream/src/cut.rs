@@ -1,7 +1,7 @@
-//! Cuts the tensors of a pass into stripes: contiguous runs of whole rows that fit a slot.
+//! Cuts tensors into stripes: contiguous runs of whole rows that fit a slot.
 
 use crate::arena::ALIGNMENT;
-use crate::{Catalog, Error, Result, TensorId};
+use crate::{Catalog, Error, Result, TensorId, Unit};
 
 /// Larger reads are not faster. Also the size of pinned stripes, whatever the ring's slots are.
 pub const LARGEST_STRIPE: usize = 16 << 20;
@@ -37,14 +37,16 @@ pub struct Part {
     pub at: usize,
 }
 
-/// A pass cut into stripes.
+/// A sequence of tensors cut into stripes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
-    /// All stripes of a pass, in order.
+    /// What was cut, in order: a whole pass, or the tensors of all on-demand units.
+    pub entries: Vec<TensorId>,
+    /// All stripes, in order.
     pub stripes: Vec<Stripe>,
-    /// Indices of those that are streamed in every pass.
+    /// Indices of those that do not stay in memory.
     pub streamed: Vec<usize>,
-    /// For each entry of [`Catalog::pass`]: index of the stripe that holds its first rows.
+    /// For each entry: index of the stripe that holds its first rows.
     pub starts: Vec<usize>,
 }
 
@@ -52,18 +54,40 @@ impl Cut {
     /// Cuts `catalog.pass` into stripes that fit slots of `slot_bytes`; `pinned[unit]` marks the units
     /// that stay in memory.
     pub fn new(catalog: &Catalog, pinned: &[bool], slot_bytes: usize) -> Result<Self> {
-        let mut cut = Self { stripes: Vec::new(), streamed: Vec::new(), starts: Vec::new() };
+        Self::of(catalog, catalog.pass.clone(), false, pinned, slot_bytes)
+    }
+
+    /// Cuts the on-demand units, each into stripes of its own: one is read without its neighbours.
+    pub fn on_demand(catalog: &Catalog, pinned: &[bool], slot_bytes: usize) -> Result<Self> {
+        let units = catalog.units.iter().enumerate().filter(|(_, unit)| unit.on_demand);
+        let ids =
+            units.flat_map(|(unit, u)| (0..u.tensors.len()).map(move |tensor| TensorId { unit, tensor }));
+        Self::of(catalog, ids.collect(), true, pinned, slot_bytes)
+    }
+
+    fn of(
+        catalog: &Catalog,
+        entries: Vec<TensorId>,
+        apart: bool,
+        pinned: &[bool],
+        slot_bytes: usize,
+    ) -> Result<Self> {
+        let mut cut =
+            Self { entries: Vec::new(), stripes: Vec::new(), streamed: Vec::new(), starts: Vec::new() };
         let mut open: Option<Open> = None;
-        for &id in &catalog.pass {
+        for &id in &entries {
             let tensor = catalog
                 .get(id)
                 .ok_or_else(|| Error::Catalog(format!("the pass names {id:?}, which is not there")))?;
+            if apart && id.tensor == 0 {
+                cut.close(open.take());
+            }
             let row = tensor.row_bytes();
             let pin = pinned.get(id.unit).copied().unwrap_or(false);
             let most = if pin { slot_bytes.max(LARGEST_STRIPE) } else { slot_bytes };
             let need = smallest_slot(row);
-            if need > slot_bytes {
-                return Err(Error::SlotTooSmall { tensor: name(catalog, id), need, have: slot_bytes });
+            if need > most {
+                return Err(Error::SlotTooSmall { tensor: name(catalog, id), need, have: most });
             }
             if tensor.rows == 0 || row == 0 {
                 return Err(Error::Catalog(format!("{} is empty", name(catalog, id))));
@@ -93,7 +117,7 @@ impl Cut {
             }
         }
         cut.close(open);
-        Ok(cut)
+        Ok(Self { entries, ..cut })
     }
 
     fn close(&mut self, open: Option<Open>) {
@@ -110,6 +134,25 @@ impl Cut {
 /// Bytes a slot must have so that one row of `row` bytes always fits, whatever its alignment.
 pub fn smallest_slot(row: usize) -> usize {
     (row + ALIGNMENT - 1).next_multiple_of(ALIGNMENT)
+}
+
+/// How many stretches of contiguous bytes a unit's tensors lie in, and the bytes of the longest.
+pub fn runs(unit: &Unit) -> (usize, u64) {
+    let (mut count, mut longest) = (0, 0);
+    let mut open: Option<(usize, u64, u64)> = None;
+    for tensor in &unit.tensors {
+        let end = tensor.offset.saturating_add(tensor.bytes() as u64);
+        let start = match open {
+            Some((file, start, until)) if file == tensor.file && right_behind(until, tensor.offset) => start,
+            _ => {
+                count += 1;
+                tensor.offset
+            }
+        };
+        longest = longest.max(end - start);
+        open = Some((tensor.file, start, end));
+    }
+    (count, longest)
 }
 
 /// A tensor's name for messages: `unit.tensor`.
@@ -129,15 +172,20 @@ struct Open {
 }
 
 impl Open {
-    /// Whether rows at `offset` may join: same file, same tier, and right behind, padding allowed.
+    /// Whether rows at `offset` may join: same file, same tier, and right behind.
     fn follows(&self, file: usize, offset: u64, pin: bool) -> bool {
-        self.file == file && self.pin == pin && offset >= self.end && offset - self.end < ALIGNMENT as u64
+        self.file == file && self.pin == pin && right_behind(self.end, offset)
     }
 
     /// Bytes from `offset` to the end of a slot that starts at this run's aligned start.
     fn room(&self, offset: u64, slot_bytes: usize) -> usize {
         slot_bytes.saturating_sub((offset - align_down(self.start)) as usize)
     }
+}
+
+/// Whether bytes at `offset` come right behind those that end at `end`, padding allowed.
+fn right_behind(end: u64, offset: u64) -> bool {
+    offset >= end && offset - end < ALIGNMENT as u64
 }
 
 fn align_down(offset: u64) -> u64 {
@@ -147,7 +195,7 @@ fn align_down(offset: u64) -> u64 {
 #[cfg(all(test, not(feature = "loom")))]
 mod tests {
     use super::*;
-    use crate::{Tensor, Unit};
+    use crate::Tensor;
     use airllm_format::NumFormat;
     use proptest::prelude::*;
 
@@ -171,7 +219,7 @@ mod tests {
                 pass.push(TensorId { unit: u, tensor: t });
                 tensor
             });
-            Unit { name: format!("u{u}"), tensors: tensors.collect() }
+            Unit { name: format!("u{u}"), tensors: tensors.collect(), on_demand: false }
         });
         Catalog { units: units.collect(), pass }
     }
@@ -213,6 +261,26 @@ mod tests {
                 prop_assert!(cut.stripes[start].parts.iter().any(|part| part.id == catalog.pass[entry] && part.first == 0));
             }
         }
+    }
+
+    #[test]
+    fn on_demand_units_share_no_stripe_with_their_neighbours() {
+        let mut catalog = catalog(&[vec![(9, 10, 0), (9, 10, 0)], vec![(9, 10, 0)], vec![(9, 10, 0)]]);
+        for unit in &mut catalog.units {
+            // One file, one behind the other, as a shard of a layer with experts has them.
+            unit.on_demand = unit.name != "u1";
+            unit.tensors.iter_mut().for_each(|tensor| tensor.file = 0);
+        }
+        let cut = Cut::on_demand(&catalog, &[false, false, true], 8192).unwrap();
+        let ids: Vec<_> = catalog.pass.iter().copied().filter(|id| id.unit != 1).collect();
+        assert_eq!(cut.entries, ids);
+        let units: Vec<Vec<usize>> =
+            cut.stripes.iter().map(|s| s.parts.iter().map(|part| part.id.unit).collect()).collect();
+        assert_eq!(units, [vec![0, 0], vec![2]]);
+        assert_eq!((cut.streamed, cut.starts), (vec![0], vec![0, 0, 1]));
+        assert_eq!(runs(&catalog.units[0]), (1, 2 * 9 * 40));
+        catalog.units[0].tensors.swap(0, 1);
+        assert_eq!(runs(&catalog.units[0]), (2, 9 * 40));
     }
 
     #[test]

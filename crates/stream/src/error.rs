@@ -52,6 +52,14 @@ pub enum Error {
         /// The one asked for.
         found: String,
     },
+    /// A tensor or unit was asked for on demand that is not the next one of those requested.
+    #[error("{found} was asked for, the next one of those requested is {expected}")]
+    NotNext {
+        /// The next one.
+        expected: String,
+        /// The one asked for.
+        found: String,
+    },
     /// A row index beyond the tensor.
     #[error("{tensor}: row {row} was asked for, there are {rows}")]
     Row {
@@ -61,6 +69,14 @@ pub enum Error {
         row: usize,
         /// Rows there are.
         rows: usize,
+    },
+    /// A unit was requested that cannot be.
+    #[error("unit {unit} was requested, {why}")]
+    Request {
+        /// The unit's name, or its index where there is none.
+        unit: String,
+        /// What is wrong with that.
+        why: &'static str,
     },
     /// The catalog contradicts itself or its source.
     #[error("catalog: {0}")]

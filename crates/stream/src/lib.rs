@@ -20,7 +20,7 @@
 //!     name: "q".into(), file: 0, offset: 0, format: NumFormat::F32, rows, cols, checksum: None,
 //! };
 //! let catalog = Catalog {
-//!     units: vec![Unit { name: "layer.0".into(), tensors: vec![q] }],
+//!     units: vec![Unit { name: "layer.0".into(), tensors: vec![q], on_demand: false }],
 //!     pass: vec![TensorId { unit: 0, tensor: 0 }],
 //! };
 //!
@@ -42,6 +42,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Units that a pass may or may not use, experts, are [requested](Pipeline::request) when that is known,
+//! leased by [`demand`](Pipeline::demand), and kept for as long as a measured [`Policy`] says.
+//!
 //! What is absent: this crate has never heard of attention, and sees of a device only
 //! [`Memory`](airllm_kernels::Memory). [`plan()`] asks the machine nothing. All `unsafe` is in `arena`.
 
@@ -49,9 +52,11 @@ mod arena;
 mod catalog;
 mod check;
 mod cut;
+mod demand;
 mod error;
 mod pipeline;
 pub mod plan;
+mod policy;
 mod reader;
 mod ring;
 mod sync;
@@ -62,6 +67,7 @@ pub use arena::ALIGNMENT;
 pub use catalog::{Catalog, Tensor, TensorId, Unit};
 pub use cut::smallest_slot;
 pub use error::{Error, Result};
-pub use pipeline::{Options, Pipeline, Rows, Stats};
+pub use pipeline::{ExpertCache, Options, Pipeline, Rows, Stats};
 pub use plan::{Hardware, Need, Plan, Refusal, Request, plan};
+pub use policy::Policy;
 pub use timeline::{Activity, Event, Timeline};

@@ -7,11 +7,16 @@
 //! ```
 //!
 //! Readers never wait for the end of a pass: while the consumer samples a token, the first stripes of the
-//! next pass are already being read, as far as the ring's slots allow.
+//! next pass are already being read, as far as the ring's slots allow. Units that a pass may or may not use
+//! are read [on demand](Pipeline::request), into slots of their own, ahead of what the ring would read next.
 
-use crate::arena::{self, ALIGNMENT, Filling, Ready, Slot};
-use crate::check::{Checks, check_catalog, load};
+mod gather;
+mod on_demand;
+
+use crate::arena::{self, ALIGNMENT, Free, Ready, Slot};
+use crate::check::{Checks, check_catalog};
 use crate::cut::{Cut, Part, name};
+use crate::demand::Lane;
 use crate::reader::{Counters, Shared, SourceBox};
 use crate::ring::Ring;
 use crate::sync::{Mutex, lock};
@@ -47,8 +52,21 @@ pub struct Options {
     pub slot_bytes: usize,
     /// Reader threads.
     pub readers: usize,
+    /// Memory for units that are read on demand and not pinned.
+    pub experts: ExpertCache,
     /// Where lanes record what they do.
     pub timeline: Arc<Timeline>,
+}
+
+/// Memory for stripes that are read on demand: what is in use, what is read next, and what was used before
+/// and stays for as long as the [`Policy`](crate::Policy) says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ExpertCache {
+    /// How many slots. One works; with two, one is read while the other is computed with. A unit that needs
+    /// more than there are flows through them.
+    pub slots: usize,
+    /// Bytes of a slot.
+    pub slot_bytes: usize,
 }
 
 impl Options {
@@ -59,6 +77,7 @@ impl Options {
             slots: plan.slots,
             slot_bytes: plan.slot_bytes,
             readers: plan.readers,
+            experts: plan.experts,
             timeline,
         }
     }
@@ -83,6 +102,14 @@ pub struct Stats {
     pub wait_ns: u64,
     /// Nanoseconds the consumer spent on leases.
     pub compute_ns: u64,
+    /// The part of `bytes_leased` that was of units read on demand.
+    pub demand_bytes: u64,
+    /// Stripes of such units that were leased and did not have to be read for it.
+    pub demand_hits: u64,
+    /// Those that did.
+    pub demand_misses: u64,
+    /// The part of `bytes_read` that was read for that, requests that came to nothing included.
+    pub demand_read: u64,
 }
 
 /// A running stream. Dropping it ends its threads.
@@ -99,6 +126,8 @@ pub struct Pipeline<M: Memory> {
     /// Slots whose leases ended but whose work may not have.
     pending: VecDeque<(M::Fence, Slot<Ready>)>,
     slots: usize,
+    /// What is read on demand.
+    demand: Lane<M::Fence>,
     uploads: Uploads<M>,
     /// Number of the next stripe to take.
     number: u64,
@@ -122,6 +151,12 @@ impl<M: Memory> Pipeline<M> {
         check_catalog(&catalog, source.as_ref())?;
         let slot_bytes = options.slot_bytes / ALIGNMENT * ALIGNMENT;
         let cut = Cut::new(&catalog, &options.pinned, slot_bytes)?;
+        let expert_bytes = options.experts.slot_bytes / ALIGNMENT * ALIGNMENT;
+        let on_demand = Cut::on_demand(&catalog, &options.pinned, expert_bytes)?;
+        if options.experts.slots == 0 && !on_demand.streamed.is_empty() {
+            let stripes = on_demand.streamed.len();
+            return Err(Error::Catalog(format!("0 slots cannot hold {stripes} stripes read on demand")));
+        }
         if options.readers == 0 || (options.slots == 0 && !cut.streamed.is_empty()) {
             return Err(Error::Catalog(format!(
                 "{} readers and {} slots cannot stream {} stripes",
@@ -131,13 +166,17 @@ impl<M: Memory> Pipeline<M> {
             )));
         }
         let slots = if cut.streamed.is_empty() { 0 } else { options.slots };
-        let sizes: Vec<_> = cut.stripes.iter().map(|s| if s.pinned { s.len } else { 0 }).collect();
-        let own = arena::carve(&sizes)?.into_iter().map(Some).collect();
+        let own = own_slots(&cut)?.into_iter().map(Some).collect();
+        let expert_slots = vec![expert_bytes; options.experts.slots.min(on_demand.streamed.len())];
+        let (kept, cache) = (own_slots(&on_demand)?, arena::carve(&expert_slots)?);
+        let demand = Lane::new(&catalog, &on_demand, kept, cache, options.readers);
         let shared = Arc::new(Shared {
             source: SourceBox(source),
             ring: Ring::new(arena::carve(&vec![slot_bytes; slots])?),
             own: Mutex::new(own),
             checks: Checks::new(&catalog, &cut),
+            demand_checks: Checks::new(&catalog, &on_demand),
+            on_demand,
             counters: Counters::default(),
             timeline: options.timeline.clone(),
             catalog,
@@ -152,6 +191,7 @@ impl<M: Memory> Pipeline<M> {
             lease: None,
             pending: VecDeque::new(),
             slots,
+            demand,
             uploads: Uploads::new(),
             number: 0,
             pass: 0,
@@ -199,7 +239,14 @@ impl<M: Memory> Pipeline<M> {
                 return Err(Error::Stopped.into());
             }
             self.acquire(stripe)?;
-            self.lend(stripe, part, row_bytes, &mut f)?;
+            let slot = match (&self.kept[stripe], &self.lease) {
+                (Some(slot), _) | (None, Some((_, slot))) => slot,
+                (None, None) => return Err(Error::Stopped.into()),
+            };
+            let lend = Lend { device: &*self.device, timeline: &shared.timeline, pass: self.pass };
+            let ns = lend.rows(&mut self.uploads, slot.bytes(), part, row_bytes, &mut f)?;
+            self.stats.compute_ns += ns;
+            self.stats.bytes_leased += (part.count * row_bytes) as u64;
             done += part.count;
             if index + 1 == parts.len() {
                 self.finish_lease()?;
@@ -221,65 +268,14 @@ impl<M: Memory> Pipeline<M> {
         self.rows(id, |_| Ok(()))
     }
 
-    /// Fetches single rows, packed, in the order asked for, and leases them to `f`. Possible at any time,
-    /// for any tensor; rows that lie in memory are copied from there.
-    pub fn gather<E, F>(&mut self, id: TensorId, rows: &[u32], f: F) -> Result<(), E>
-    where
-        E: From<Error>,
-        F: FnOnce(M::View<'_>) -> Result<(), E>,
-    {
-        let shared = self.shared.clone();
-        let tensor = shared.catalog.get(id).ok_or_else(|| Error::Catalog(format!("{id:?} is not there")))?;
-        let row_bytes = tensor.row_bytes();
-        let mut bytes = vec![0; rows.len() * row_bytes];
-        let mut scratch: Option<Slot<Filling>> = None;
-        let mut found: HashMap<u32, usize> = HashMap::new();
-        for (index, &row) in rows.iter().enumerate() {
-            if row as usize >= tensor.rows {
-                let tensor_name = name(&shared.catalog, id);
-                return Err(Error::Row { tensor: tensor_name, row: row as usize, rows: tensor.rows }.into());
-            }
-            let to = index * row_bytes;
-            if let Some(&earlier) = found.get(&row) {
-                bytes.copy_within(earlier..earlier + row_bytes, to);
-                continue;
-            }
-            found.insert(row, to);
-            let out = &mut bytes[to..to + row_bytes];
-            if let Some(held) = self.held(id, row as usize, row_bytes) {
-                out.copy_from_slice(held);
-                continue;
-            }
-            let from = tensor.offset + u64::from(row) * row_bytes as u64;
-            let start = from / ALIGNMENT as u64 * ALIGNMENT as u64;
-            let skip = (from - start) as usize;
-            let len = (skip + row_bytes).next_multiple_of(ALIGNMENT);
-            let slot = match &mut scratch {
-                Some(slot) => slot,
-                None => scratch.insert(one_slot(row_bytes + 2 * ALIGNMENT)?),
-            };
-            let read = &mut slot.bytes_mut()[..len];
-            shared.read(tensor.file, start, read)?;
-            out.copy_from_slice(&read[skip..skip + row_bytes]);
-        }
-        match self.device.host_view(&bytes) {
-            Some(view) => {
-                f(view)?;
-                // The bytes are dropped on return, so work that reads them must be over.
-                let fence = self.device.fence().map_err(Error::from)?;
-                Ok(self.device.wait(&fence).map_err(Error::from)?)
-            }
-            None => self.uploads.lend(&self.device, &bytes, f),
-        }
-    }
-
     /// Gives up the current pass, after an error of the computation or an interruption, so that the next
-    /// lease is the first tensor again. What the ring holds for the rest of the pass is dropped; during
-    /// the very first pass the rest is read, because pinned units arrive then.
+    /// lease is the first tensor again. What the ring holds for the rest of the pass is dropped, and so are
+    /// requests; during the very first pass the rest is read, because pinned units arrive then.
     pub fn restart(&mut self) -> Result<()> {
         if let Some((_, slot)) = self.lease.take() {
             self.retire(slot)?;
         }
+        self.drop_requests()?;
         if self.entry == 0 && self.number == self.shared.begin(self.pass) {
             return Ok(());
         }
@@ -322,6 +318,9 @@ impl<M: Memory> Pipeline<M> {
             reads: counters.reads.load(Ordering::Relaxed),
             retries: counters.retries.load(Ordering::Relaxed),
             read_ns: counters.busy.load(Ordering::Relaxed),
+            demand_hits: self.demand.hits,
+            demand_misses: self.demand.misses,
+            demand_read: counters.demand.load(Ordering::Relaxed),
             ..self.stats
         }
     }
@@ -332,10 +331,13 @@ impl<M: Memory> Pipeline<M> {
         cut.streamed.iter().map(|&stripe| cut.stripes[stripe].len as u64).sum()
     }
 
+    /// After a failure of the source everything is refused with it.
+    fn sound(&self) -> Result<()> {
+        self.failure.clone().map_or(Ok(()), Err)
+    }
+
     fn expect(&mut self, id: TensorId) -> Result<()> {
-        if let Some(failure) = &self.failure {
-            return Err(failure.clone());
-        }
+        self.sound()?;
         match self.shared.catalog.pass.get(self.entry) {
             Some(&next) if next == id => Ok(()),
             next => Err(Error::OutOfOrder {
@@ -371,7 +373,7 @@ impl<M: Memory> Pipeline<M> {
         if waited {
             let end = self.shared.timeline.now();
             self.stats.wait_ns += end - start;
-            self.record(Activity::Wait, stripe, start, end, 0);
+            self.record_wait(self.shared.cut.stripes[stripe].parts[0].id.unit, start, end);
         }
         self.number += 1;
         if self.shared.cut.stripes[stripe].pinned {
@@ -382,36 +384,17 @@ impl<M: Memory> Pipeline<M> {
         Ok(())
     }
 
-    fn lend<E, F>(&mut self, stripe: usize, part: Part, row_bytes: usize, f: &mut F) -> Result<(), E>
-    where
-        E: From<Error>,
-        F: FnMut(Rows<M::View<'_>>) -> Result<(), E>,
-    {
-        let slot = match (&self.kept[stripe], &self.lease) {
-            (Some(slot), _) | (None, Some((_, slot))) => slot,
-            (None, None) => return Err(Error::Stopped.into()),
-        };
-        let start = self.shared.timeline.now();
-        let bytes = &slot.bytes()[part.at..part.at + part.count * row_bytes];
-        let lent = bytes.len() as u64;
-        let rows = |data| Rows { data, first: part.first, count: part.count };
-        match self.device.host_view(bytes) {
-            Some(view) => f(rows(view))?,
-            None => self.uploads.lend(&self.device, bytes, |view| {
-                f(Rows { data: view, first: part.first, count: part.count })
-            })?,
-        }
-        let end = self.shared.timeline.now();
-        self.stats.compute_ns += end - start;
-        self.stats.bytes_leased += lent;
-        self.record(Activity::Compute, stripe, start, end, lent);
-        Ok(())
-    }
-
-    fn record(&self, activity: Activity, stripe: usize, start: u64, end: u64, bytes: u64) {
-        let unit = self.shared.cut.stripes[stripe].parts[0].id.unit;
+    fn record_wait(&self, unit: usize, start: u64, end: u64) {
         let pass = self.pass;
-        self.shared.timeline.record(Event { lane: 0, activity, pass, unit, start, end, bytes });
+        self.shared.timeline.record(Event {
+            lane: 0,
+            activity: Activity::Wait,
+            pass,
+            unit,
+            start,
+            end,
+            bytes: 0,
+        });
     }
 
     /// Ends the lease of a streamed stripe; a pinned one stays.
@@ -438,42 +421,6 @@ impl<M: Memory> Pipeline<M> {
         }
         Ok(())
     }
-
-    /// Bytes of a row, if they lie in memory.
-    fn held(&self, id: TensorId, row: usize, row_bytes: usize) -> Option<&[u8]> {
-        if let Some(slot) = self.resident.get(&id) {
-            return slot.bytes().get(row * row_bytes..(row + 1) * row_bytes);
-        }
-        let cut = &self.shared.cut;
-        let entry = self.shared.catalog.pass.iter().position(|&other| other == id)?;
-        let first = *cut.starts.get(entry)?;
-        for (stripe, kept) in cut.stripes.iter().zip(&self.kept).skip(first) {
-            let part = stripe.parts.iter().find(|part| part.id == id)?;
-            if row < part.first + part.count {
-                let at = part.at + (row - part.first) * row_bytes;
-                return kept.as_ref()?.bytes().get(at..at + row_bytes);
-            }
-        }
-        None
-    }
-
-    /// Checks tensors that no pass streams, and keeps those of pinned units.
-    fn load_gathered(&mut self, pinned: &[bool]) -> Result<()> {
-        let shared = self.shared.clone();
-        for (unit, tensors) in shared.catalog.units.iter().map(|unit| &unit.tensors).enumerate() {
-            for (index, tensor) in tensors.iter().enumerate() {
-                let id = TensorId { unit, tensor: index };
-                let pin = pinned.get(unit).copied().unwrap_or(false);
-                if shared.catalog.pass.contains(&id) || (!pin && tensor.checksum.is_none()) {
-                    continue;
-                }
-                if let Some(slot) = load(&shared, id, tensor, pin)? {
-                    self.resident.insert(id, slot);
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 impl<M: Memory> Drop for Pipeline<M> {
@@ -483,6 +430,10 @@ impl<M: Memory> Drop for Pipeline<M> {
         for (fence, _) in self.pending.drain(..) {
             let _ = self.device.wait(&fence);
         }
+        while let Some(fence) = self.demand.oldest_fence() {
+            let _ = self.device.wait(fence);
+            self.demand.settle();
+        }
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
@@ -490,9 +441,44 @@ impl<M: Memory> Drop for Pipeline<M> {
     }
 }
 
-fn one_slot(bytes: usize) -> Result<Slot<Filling>> {
-    match arena::carve(&[bytes])?.pop() {
-        Some(slot) => Ok(slot.fill()),
-        None => Err(Error::Stopped),
+/// A slot for each pinned stripe, an empty one for the others.
+fn own_slots(cut: &Cut) -> Result<Vec<Slot<Free>>> {
+    let sizes: Vec<_> = cut.stripes.iter().map(|s| if s.pinned { s.len } else { 0 }).collect();
+    arena::carve(&sizes)
+}
+
+/// Lends rows that lie in a slot.
+struct Lend<'a, M> {
+    device: &'a M,
+    timeline: &'a Timeline,
+    pass: u64,
+}
+
+impl<M: Memory> Lend<'_, M> {
+    /// Lends a part of `slot` to `f`, copied to the device where that is needed; returns the nanoseconds it
+    /// took.
+    fn rows<E, F>(
+        &self,
+        uploads: &mut Uploads<M>,
+        slot: &[u8],
+        part: Part,
+        row_bytes: usize,
+        f: &mut F,
+    ) -> Result<u64, E>
+    where
+        E: From<Error>,
+        F: FnMut(Rows<M::View<'_>>) -> Result<(), E>,
+    {
+        let start = self.timeline.now();
+        let bytes = &slot[part.at..part.at + part.count * row_bytes];
+        match self.device.host_view(bytes) {
+            Some(data) => f(Rows { data, first: part.first, count: part.count })?,
+            None => uploads
+                .lend(self.device, bytes, |data| f(Rows { data, first: part.first, count: part.count }))?,
+        }
+        let end = self.timeline.now();
+        let (activity, unit, bytes) = (Activity::Compute, part.id.unit, bytes.len() as u64);
+        self.timeline.record(Event { lane: 0, activity, pass: self.pass, unit, start, end, bytes });
+        Ok(end - start)
     }
 }

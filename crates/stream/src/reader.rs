@@ -3,7 +3,7 @@
 use crate::arena::{Free, Slot};
 use crate::check::Checks;
 use crate::cut::Cut;
-use crate::ring::{Place, Ring};
+use crate::ring::{Place, Ring, Work};
 use crate::sync::{Mutex, lock};
 use crate::timeline::{Activity, Event, Timeline};
 use crate::{Catalog, Result};
@@ -24,6 +24,9 @@ pub struct Shared {
     /// Slots of pinned stripes that were not read yet, by stripe.
     pub own: Mutex<Vec<Option<Slot<Free>>>>,
     pub checks: Checks,
+    /// The units that are read on demand.
+    pub on_demand: Cut,
+    pub demand_checks: Checks,
     pub counters: Counters,
     pub timeline: Arc<Timeline>,
 }
@@ -44,6 +47,8 @@ pub struct Counters {
     pub reads: AtomicU64,
     pub retries: AtomicU64,
     pub busy: AtomicU64,
+    /// Bytes of stripes read on demand.
+    pub demand: AtomicU64,
 }
 
 impl Shared {
@@ -107,10 +112,14 @@ impl Shared {
     /// The life of a reader thread; `lane` is its line in the timeline.
     pub fn run(&self, lane: usize) {
         while let Some(mut claim) = self.ring.claim(|number| self.place(number)) {
-            let Some((pass, index)) = self.locate(claim.number) else {
-                return;
+            let (cut, checks, pass, index) = match claim.work {
+                Work::Next(number) => match self.locate(number) {
+                    Some((pass, index)) => (&self.cut, &self.checks, pass, index),
+                    None => return,
+                },
+                Work::Ordered(order) => (&self.on_demand, &self.demand_checks, order.pass, order.stripe),
             };
-            let stripe = &self.cut.stripes[index];
+            let stripe = &cut.stripes[index];
             let start = self.timeline.now();
             let bytes = &mut claim.slot.bytes_mut()[..stripe.len];
             let mut result = self.read(stripe.file, stripe.offset, bytes);
@@ -124,11 +133,14 @@ impl Shared {
                 bytes: stripe.len as u64,
             });
             if result.is_ok() {
-                result = self.checks.check(self, index, stripe, bytes);
+                if matches!(claim.work, Work::Ordered(_)) {
+                    self.counters.demand.fetch_add(stripe.len as u64, Ordering::Relaxed);
+                }
+                result = checks.check(self, index, stripe, bytes);
             }
             match result {
-                Ok(()) => self.ring.deliver(claim.number, claim.slot),
-                Err(error) => self.ring.fail(claim.number, error),
+                Ok(()) => self.ring.deliver(claim),
+                Err(error) => self.ring.fail(claim, error),
             }
         }
     }

@@ -1,8 +1,8 @@
-//! The sizes of a Llama model, and the tensors that follow from them.
+//! The sizes of a Llama or Mixtral model, and the tensors that follow from them.
 
 use super::Dtype;
 
-/// Sizes of a Llama model.
+/// Sizes of a Llama model, or with experts of a Mixtral one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// Width of the residual stream.
@@ -27,6 +27,10 @@ pub struct Shape {
     pub mlp_bias: bool,
     /// `max_position_embeddings`.
     pub context: usize,
+    /// Experts of a layer; 0 for one MLP.
+    pub experts: usize,
+    /// Experts that a token goes through.
+    pub top_k: usize,
 }
 
 /// One tensor of the checkpoint.
@@ -58,6 +62,8 @@ impl Shape {
         attention_bias: false,
         mlp_bias: false,
         context: 512,
+        experts: 0,
+        top_k: 2,
     };
 
     /// The sizes of TinyLlama: 1.1 billion weights.
@@ -166,9 +172,19 @@ impl Shape {
             list.extend(linear("self_attn.v_proj", kv, hidden, a));
             list.extend(linear("self_attn.o_proj", hidden, q, a));
             list.push(norm("post_attention_layernorm"));
-            list.extend(linear("mlp.gate_proj", intermediate, hidden, m));
-            list.extend(linear("mlp.up_proj", intermediate, hidden, m));
-            list.extend(linear("mlp.down_proj", hidden, intermediate, m));
+            if self.experts == 0 {
+                list.extend(linear("mlp.gate_proj", intermediate, hidden, m));
+                list.extend(linear("mlp.up_proj", intermediate, hidden, m));
+                list.extend(linear("mlp.down_proj", hidden, intermediate, m));
+                continue;
+            }
+            list.extend(linear("block_sparse_moe.gate", self.experts, hidden, false));
+            for expert in 0..self.experts {
+                let name = |part: &str| format!("block_sparse_moe.experts.{expert}.{part}");
+                list.extend(linear(&name("w1"), intermediate, hidden, false));
+                list.extend(linear(&name("w2"), hidden, intermediate, false));
+                list.extend(linear(&name("w3"), intermediate, hidden, false));
+            }
         }
         list.push(Tensor {
             name: "model.norm.weight".into(),

@@ -54,7 +54,7 @@ impl Lifted {
                 };
                 tensors.push(tensor);
             }
-            catalog.units.push(Unit { name: unit.name, tensors });
+            catalog.units.push(Unit { name: unit.name, tensors, on_demand: unit.on_demand });
         }
         catalog.pass = pass(&catalog, config);
         Lifted { catalog, made }

@@ -41,7 +41,6 @@ pub(crate) struct UnitPlan {
     /// The shard that it is stored in, its own or another unit's.
     pub(crate) shard: String,
     /// Whether it is read only when asked for.
-    #[expect(dead_code, reason = "for the catalog's units that stream on demand")]
     pub(crate) on_demand: bool,
     pub(crate) tensors: Vec<TensorPlan>,
 }

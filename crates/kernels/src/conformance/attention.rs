@@ -2,7 +2,7 @@
 
 use super::lab::{Lab, MARK, Numbers, power};
 use super::{ARITHMETIC, SIZES, TOKENS, Verdict};
-use crate::{Attend, Ops, Rope, RopeKind};
+use crate::{Attend, Ops, Rope, RopeKind, alibi_slope};
 
 /// Both kinds of pairs, whole and partial rotation.
 pub fn rope<D: Ops>(device: &D) -> Verdict {
@@ -60,8 +60,30 @@ pub fn attend<D: Ops>(device: &D) -> Verdict {
                 let (heads, kv_heads) = groups[(i + j + start) % groups.len()];
                 let scale = 1.0 / (head_dim as f32).sqrt();
                 let first = (i + j) % 3;
-                let shape = Attend { first, n, start, heads, kv_heads, head_dim, scale };
-                one_attend(device, &shape)?;
+                let plain = Attend {
+                    first,
+                    n,
+                    start,
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    value_dim: head_dim,
+                    scale,
+                    ..Attend::default()
+                };
+                one_attend(device, &plain)?;
+                // One variation at a time, then all of them.
+                let window = [1, 2, 7, 16, 65, 500][(i + 2 * j) % 6];
+                let value_dim = SIZES[(i + j + 3) % SIZES.len()];
+                let all = Attend { value_dim, window, softcap: 2.0, alibi: true, ..plain };
+                let some = [
+                    Attend { window, ..plain },
+                    Attend { softcap: 2.0, ..plain },
+                    Attend { alibi: true, ..plain },
+                    Attend { value_dim, ..plain },
+                ];
+                one_attend(device, &some[(i + j) % 4])?;
+                one_attend(device, &all)?;
             }
         }
     }
@@ -69,17 +91,17 @@ pub fn attend<D: Ops>(device: &D) -> Verdict {
 }
 
 fn one_attend<D: Ops>(device: &D, shape: &Attend) -> Verdict {
-    let Attend { first, n, start, heads, kv_heads, head_dim, .. } = *shape;
+    let Attend { first, n, start, heads, kv_heads, head_dim, value_dim, .. } = *shape;
     let lab = Lab::new(device, format!("{shape:?}"));
     let mut numbers = Numbers::new(n * 4096 + head_dim * 7 + start);
-    let cached = (start + n) * kv_heads * head_dim;
+    let cached = (start + n) * kv_heads;
     let q = numbers.normal((first + n) * heads * head_dim);
-    let (mut k, mut v) = (numbers.normal(cached), numbers.normal(cached));
+    let (mut k, mut v) = (numbers.normal(cached * head_dim), numbers.normal(cached * value_dim));
     // What lies in the cache beyond the last position must not matter.
     k.extend([f32::NAN; 40]);
     v.extend([f32::NAN; 40]);
     let device_q = lab.upload(&q)?;
-    let used = (first + n) * heads * head_dim;
+    let used = (first + n) * heads * value_dim;
     let run = |k: &[f32], v: &[f32]| {
         let mut out = lab.marked(used)?;
         let (k, v) = (lab.upload(k)?, lab.upload(v)?);
@@ -87,7 +109,7 @@ fn one_attend<D: Ops>(device: &D, shape: &Attend) -> Verdict {
         lab.download(&out)
     };
     let found = run(&k, &v)?;
-    let skipped = first * heads * head_dim;
+    let skipped = first * heads * value_dim;
     if found[..skipped].iter().any(|&x| x != MARK) {
         return Err(lab.wrong("rows before the first query changed".into()));
     }
@@ -96,40 +118,52 @@ fn one_attend<D: Ops>(device: &D, shape: &Attend) -> Verdict {
     lab.close(&reference, &found[skipped..], power(&reference), ARITHMETIC)?;
 
     // A NaN at the last position reaches the last query and no other.
-    for poison in [&mut k, &mut v] {
-        poison[cached - 1] = f32::NAN;
-    }
+    k[cached * head_dim - 1] = f32::NAN;
+    v[cached * value_dim - 1] = f32::NAN;
     let poisoned = run(&k, &v)?;
-    let last = used - heads * head_dim;
+    let last = used - heads * value_dim;
     lab.equal(&found[..last], &poisoned[..last])?;
     if !poisoned[used - 1].is_nan() {
         return Err(lab.wrong("a NaN in the cache vanished".into()));
     }
-    Ok(())
+    // What lies before the window of every query does not matter.
+    let hidden = if shape.window == 0 { 0 } else { (start + 1).saturating_sub(shape.window) * kv_heads };
+    k[..hidden * head_dim].fill(f32::NAN);
+    v[..hidden * value_dim].fill(f32::NAN);
+    lab.equal(&poisoned, &run(&k, &v)?)
 }
 
 fn attended(q: &[f32], k: &[f32], v: &[f32], shape: &Attend) -> Vec<f64> {
-    let Attend { first, n, start, heads, kv_heads, head_dim, scale } = *shape;
-    let mut out = vec![0f64; n * heads * head_dim];
-    for (i, out) in out.chunks_mut(head_dim).enumerate() {
+    let Attend { first, n, start, heads, kv_heads, head_dim, value_dim, .. } = *shape;
+    let mut out = vec![0f64; n * heads * value_dim];
+    for (i, out) in out.chunks_mut(value_dim).enumerate() {
         let (query, head) = (i / heads, i % heads);
         let kv = head / (heads / kv_heads);
         let q = &q[((first + query) * heads + head) * head_dim..][..head_dim];
-        let cached = |cache: &[f32], j: usize| -> Vec<f64> {
-            let row = &cache[(j * kv_heads + kv) * head_dim..][..head_dim];
+        let cached = |cache: &[f32], dim: usize, j: usize| -> Vec<f64> {
+            let row = &cache[(j * kv_heads + kv) * dim..][..dim];
             row.iter().map(|&x| f64::from(x)).collect()
         };
-        let seen = 0..start + query + 1;
+        let position = start + query;
+        let oldest = if shape.window == 0 { 0 } else { (position + 1).saturating_sub(shape.window) };
         let score = |j: usize| -> f64 {
-            let k = cached(k, j);
-            q.iter().zip(k).map(|(&q, k)| f64::from(q) * k).sum::<f64>() * f64::from(scale)
+            let k = cached(k, head_dim, j);
+            let product = q.iter().zip(k).map(|(&q, k)| f64::from(q) * k).sum::<f64>();
+            let mut score = product * f64::from(shape.scale);
+            if shape.softcap > 0.0 {
+                score = f64::from(shape.softcap) * (score / f64::from(shape.softcap)).tanh();
+            }
+            if shape.alibi {
+                score -= f64::from(alibi_slope(head, heads)) * (position - j) as f64;
+            }
+            score
         };
-        let scores: Vec<f64> = seen.map(score).collect();
+        let scores: Vec<f64> = (oldest..=position).map(score).collect();
         let largest = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
         let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
         let total: f64 = weights.iter().sum();
-        for (j, weight) in weights.iter().enumerate() {
-            for (out, v) in out.iter_mut().zip(cached(v, j)) {
+        for (j, weight) in (oldest..).zip(weights) {
+            for (out, v) in out.iter_mut().zip(cached(v, value_dim, j)) {
                 *out += weight / total * v;
             }
         }

@@ -2,11 +2,30 @@
 
 use super::lab::Lab;
 use super::{Failure, Verdict, whole};
-use crate::{Attend, Columns, Error, Matrix, Ops, Result, Rope, RopeKind};
+use crate::{Activation, Attend, Columns, Error, Matrix, Ops, Place, Result, Rope, RopeKind};
 use airllm_format::NumFormat;
 
 const ROPE: Rope = Rope { n: 2, heads: 3, head_dim: 8, rotary: 6, kind: RopeKind::Half };
-const ATTEND: Attend = Attend { first: 1, n: 2, start: 3, heads: 4, kv_heads: 2, head_dim: 8, scale: 1.0 };
+const ATTEND: Attend = Attend {
+    first: 1,
+    n: 2,
+    start: 3,
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 8,
+    value_dim: 6,
+    scale: 1.0,
+    softcap: 0.0,
+    window: 0,
+    alibi: false,
+};
+const PLACE: Place = Place {
+    rows: 5,
+    repeat: 2,
+    width: 4,
+    from: Columns { stride: 6, first: 2 },
+    to: Columns { stride: 9, first: 5 },
+};
 
 /// Every operand one byte too small is refused as such; so is every size that overflows, and every
 /// parameter that no size could satisfy.
@@ -23,9 +42,27 @@ pub fn refusals<D: Ops>(device: &D) -> Verdict {
         let [y, x] = bufs else { return Ok(()) };
         device.add(y, x, 9)
     })?;
-    shrunk(device, "silu_mul", &[], &[9 * 4, 9 * 4], |_, bufs| {
+    shrunk(device, "rms_norm_rows", &[9 * 4], &[2 * 9 * 4], |views, bufs| {
+        device.rms_norm_rows(&mut bufs[0], views[0], 1e-5, 2, 9)
+    })?;
+    shrunk(device, "gated", &[], &[9 * 4, 9 * 4], |_, bufs| {
         let [gate, up] = bufs else { return Ok(()) };
-        device.silu_mul(gate, up, 9)
+        device.gated(gate, up, 9, Activation::Silu)
+    })?;
+    shrunk(device, "reorder", &[9 * 4], &[2 * 9 * 4, 2 * 9 * 4], |views, bufs| {
+        let [x, y] = bufs else { return Ok(()) };
+        device.reorder(x, views[0], 2, 9, y)
+    })?;
+    shrunk(device, "scale_rows", &[], &[2 * 9 * 4], |_, bufs| {
+        device.scale_rows(&mut bufs[0], &[1.0, 2.0], 9)
+    })?;
+    shrunk(device, "scatter_add", &[], &[2 * 9 * 4, 4 * 9 * 4], |_, bufs| {
+        let [x, y] = bufs else { return Ok(()) };
+        device.scatter_add(x, &[3, 0], &[1.0, 2.0], 9, y)
+    })?;
+    shrunk(device, "place", &[], &[3 * 6 * 4, 5 * 9 * 4], |_, bufs| {
+        let [x, y] = bufs else { return Ok(()) };
+        device.place(x, y, PLACE)
     })?;
     shrunk(device, "rope", &[], &[2 * 3 * 8 * 4, 2 * 6 * 4], |_, bufs| {
         let [x, table] = bufs else { return Ok(()) };
@@ -36,7 +73,8 @@ pub fn refusals<D: Ops>(device: &D) -> Verdict {
         device.store(x, 2, 3, 8, cache, 4)
     })?;
     let (row, cache) = (4 * 8 * 4, 2 * 8 * 4);
-    shrunk(device, "attend", &[], &[3 * row, 5 * cache, 5 * cache, 3 * row], |_, bufs| {
+    let (out, values) = (row / 8 * 6, cache / 8 * 6);
+    shrunk(device, "attend", &[], &[3 * row, 5 * cache, 5 * values, 3 * out], |_, bufs| {
         let [q, k, v, out] = bufs else { return Ok(()) };
         device.attend(q, k, v, out, ATTEND)
     })?;
@@ -50,7 +88,16 @@ pub fn refusals<D: Ops>(device: &D) -> Verdict {
         shape("rms_norm", device.rms_norm(x, view, 1e-5, far, far, y))?;
         shape("add_bias", device.add_bias(y, view, far, far))?;
         shape("add", device.add(y, x, far))?;
-        shape("silu_mul", device.silu_mul(y, x, far))?;
+        shape("rms_norm_rows", device.rms_norm_rows(y, view, 1e-5, far, far))?;
+        shape("gated", device.gated(y, x, far, Activation::GeluTanh))?;
+        shape("reorder", device.reorder(x, view, far, far, y))?;
+        shape("scale_rows", device.scale_rows(y, &[1.0, 2.0], far))?;
+        shape("scatter_add", device.scatter_add(x, &[u32::MAX], &[1.0], far, y))?;
+        argument("scatter_add", device.scatter_add(x, &[0], &[1.0, 2.0], 1, y))?;
+        shape("place", device.place(x, y, Place { rows: far, ..PLACE }))?;
+        argument("place", device.place(x, y, Place { width: far, ..PLACE }))?;
+        argument("place", device.place(x, y, Place { width: 5, ..PLACE }))?;
+        argument("place", device.place(x, y, Place { repeat: 0, ..PLACE }))?;
         shape("rope", device.rope(y, x, Rope { n: far, heads: far, ..ROPE }))?;
         shape("store", device.store(x, usize::MAX, far, 8, y, usize::MAX))?;
         let long = Attend { start: usize::MAX, n: far, ..ATTEND };
@@ -120,7 +167,15 @@ pub fn empty<D: Ops>(device: &D) -> Verdict {
         device.add_bias(&mut y, weight, 4, 0)
     })?;
     lab.must(device.add(&mut y, &x, 0))?;
-    lab.must(device.silu_mul(&mut y, &x, 0))?;
+    lab.with_view(&[], |order| device.reorder(&x, order, 4, 0, &mut y))?;
+    lab.with_view(&[], |weight| device.rms_norm_rows(&mut y, weight, 1e-5, 4, 0))?;
+    lab.must(device.gated(&mut y, &x, 0, Activation::Silu))?;
+    lab.must(device.scale_rows(&mut y, &[], 4))?;
+    lab.must(device.scale_rows(&mut y, &[1.0, 2.0], 0))?;
+    lab.must(device.scatter_add(&x, &[], &[], 4, &mut y))?;
+    lab.must(device.scatter_add(&x, &[3], &[1.0], 0, &mut y))?;
+    lab.must(device.place(&x, &mut y, Place { rows: 0, ..PLACE }))?;
+    lab.must(device.place(&x, &mut y, Place { width: 0, ..PLACE }))?;
     let nowhere = Rope { head_dim: 0, rotary: 0, ..ROPE };
     for rope in [Rope { n: 0, ..ROPE }, Rope { heads: 0, ..ROPE }, nowhere] {
         lab.must(device.rope(&mut y, &x, rope))?;
@@ -128,7 +183,7 @@ pub fn empty<D: Ops>(device: &D) -> Verdict {
     lab.must(device.store(&x, 0, 0, 8, &mut y, 0))?;
     lab.must(device.store(&x, 2, 3, 0, &mut y, 4))?;
     let none = Attend { first: 0, n: 0, ..ATTEND };
-    for shape in [none, Attend { head_dim: 0, ..ATTEND }, Attend { heads: 0, ..ATTEND }] {
+    for shape in [none, Attend { head_dim: 0, value_dim: 0, ..ATTEND }, Attend { heads: 0, ..ATTEND }] {
         lab.must(device.attend(&x, &x, &x, &mut y, shape))?;
     }
     lab.must(device.gather(&x, &[], 8, &mut y))?;

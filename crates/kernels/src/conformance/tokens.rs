@@ -2,7 +2,7 @@
 
 use super::lab::{Lab, MARK, Numbers, bytes, power};
 use super::{ARITHMETIC, SIZES, TOKENS, Verdict};
-use crate::Ops;
+use crate::{Activation, Columns, Ops, Place};
 
 /// Root mean square norm, tiny and huge inputs and a NaN among them.
 pub fn rms_norm<D: Ops>(device: &D) -> Verdict {
@@ -84,33 +84,151 @@ pub fn add<D: Ops>(device: &D) -> Verdict {
     Ok(())
 }
 
-/// SwiGLU's product, with gates from −100 to 100 and a NaN.
-pub fn silu_mul<D: Ops>(device: &D) -> Verdict {
-    for len in SIZES.into_iter().chain([100_003]) {
-        for spread in [1.0, 100.0] {
-            let lab = Lab::new(device, format!("silu_mul {len}, gates of {spread}"));
-            let mut numbers = Numbers::new(len);
-            let gate: Vec<f32> = numbers.normal(len).into_iter().map(|x| x * spread).collect();
-            let up = numbers.normal(len);
-            let each = gate.iter().zip(&up).map(|(&g, &u)| (f64::from(g), f64::from(u)));
-            let reference: Vec<f64> = each.map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-            let device_up = lab.upload(&up)?;
-            let run = |gate: &[f32]| {
-                let mut device_gate = lab.upload(&[gate, &[MARK; 9]].concat())?;
-                lab.must(device.silu_mul(&mut device_gate, &device_up, len))?;
-                lab.download(&device_gate)
-            };
-            let found = run(&gate)?;
-            lab.close(&reference, &found, power(&reference), ARITHMETIC)?;
-            lab.untouched(&found, len)?;
+/// The norm of single heads, in place: what the other norm gives.
+pub fn rms_norm_rows<D: Ops>(device: &D) -> Verdict {
+    let eps = 1e-6f32;
+    for dim in SIZES {
+        for rows in TOKENS {
+            let lab = Lab::new(device, format!("rms_norm_rows [{rows}, {dim}]"));
+            let mut numbers = Numbers::new(dim * 64 + rows);
+            let (x, weight) = (numbers.normal(rows * dim), numbers.normal(dim));
+            let device_x = lab.upload(&x)?;
+            let mut expected = lab.marked(rows * dim)?;
+            let mut found = lab.upload(&[&x[..], &[MARK; 9]].concat())?;
+            lab.with_view(&bytes(&weight), |w| {
+                device.rms_norm(&device_x, w, eps, rows, dim, &mut expected)?;
+                device.rms_norm_rows(&mut found, w, eps, rows, dim)
+            })?;
+            lab.equal(&lab.download(&expected)?, &lab.download(&found)?)?;
+        }
+    }
+    Ok(())
+}
 
-            let mut gate = gate;
-            gate[len / 2] = f32::NAN;
-            let found = run(&gate)?;
-            let finite = found.iter().filter(|x| x.is_finite()).count();
-            if !found[len / 2].is_nan() || finite != len + 8 {
-                return Err(lab.wrong("NaN did not make exactly its own number NaN".into()));
+/// Gated products with each activation, with gates from −100 to 100 and a NaN.
+pub fn gated<D: Ops>(device: &D) -> Verdict {
+    let gelu =
+        |g: f64| g / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g * g * g)).tanh());
+    for f in [Activation::Silu, Activation::GeluTanh] {
+        for len in SIZES.into_iter().chain([100_003]) {
+            for spread in [1.0, 100.0] {
+                let lab = Lab::new(device, format!("gated {f:?} {len}, gates of {spread}"));
+                let mut numbers = Numbers::new(len);
+                let gate: Vec<f32> = numbers.normal(len).into_iter().map(|x| x * spread).collect();
+                let up = numbers.normal(len);
+                let activated = |g: f64| match f {
+                    Activation::Silu => g / (1.0 + (-g).exp()),
+                    Activation::GeluTanh => gelu(g),
+                };
+                let each = gate.iter().zip(&up).map(|(&g, &u)| (f64::from(g), f64::from(u)));
+                let reference: Vec<f64> = each.map(|(g, u)| activated(g) * u).collect();
+                let device_up = lab.upload(&up)?;
+                let run = |gate: &[f32]| {
+                    let mut device_gate = lab.upload(&[gate, &[MARK; 9]].concat())?;
+                    lab.must(device.gated(&mut device_gate, &device_up, len, f))?;
+                    lab.download(&device_gate)
+                };
+                let found = run(&gate)?;
+                lab.close(&reference, &found, power(&reference), ARITHMETIC)?;
+                lab.untouched(&found, len)?;
+
+                let mut gate = gate;
+                gate[len / 2] = f32::NAN;
+                let found = run(&gate)?;
+                let finite = found.iter().filter(|x| x.is_finite()).count();
+                if !found[len / 2].is_nan() || finite != len + 8 {
+                    return Err(lab.wrong("NaN did not make exactly its own number NaN".into()));
+                }
             }
+        }
+    }
+    Ok(())
+}
+
+/// Columns in another order.
+pub fn reorder<D: Ops>(device: &D) -> Verdict {
+    for dim in SIZES {
+        for n in TOKENS {
+            let lab = Lab::new(device, format!("reorder [{n}, {dim}]"));
+            let x = Numbers::new(dim * 64 + n).normal(n * dim);
+            // Every column once: 257 is prime and larger than any size but itself.
+            let order: Vec<usize> = (0..257).map(|c| c * 100 % 257).filter(|c| *c < dim).collect();
+            let places: Vec<f32> = order.iter().map(|&c| c as f32).collect();
+            let expected: Vec<f32> = x.chunks(dim).flat_map(|x| order.iter().map(|&c| x[c])).collect();
+            let device_x = lab.upload(&x)?;
+            let mut y = lab.marked(n * dim)?;
+            lab.with_view(&bytes(&places), |order| device.reorder(&device_x, order, n, dim, &mut y))?;
+            let found = lab.download(&y)?;
+            lab.equal(&expected, &found)?;
+            lab.untouched(&found, n * dim)?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows times a factor each.
+pub fn scale_rows<D: Ops>(device: &D) -> Verdict {
+    for dim in SIZES {
+        for n in TOKENS {
+            let lab = Lab::new(device, format!("scale_rows [{n}, {dim}]"));
+            let mut numbers = Numbers::new(dim * 64 + n);
+            let (y, factors) = (numbers.normal(n * dim), numbers.normal(n));
+            let mut device_y = lab.upload(&[&y[..], &[MARK; 9]].concat())?;
+            lab.must(device.scale_rows(&mut device_y, &factors, dim))?;
+            let found = lab.download(&device_y)?;
+            let expected: Vec<f32> = y.iter().enumerate().map(|(i, y)| y * factors[i / dim]).collect();
+            lab.equal(&expected, &found)?;
+            lab.untouched(&found, n * dim)?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows added to others, some twice.
+pub fn scatter_add<D: Ops>(device: &D) -> Verdict {
+    for dim in SIZES {
+        for rows in [&[0u32][..], &[4, 0, 2], &[1, 1, 3, 1]] {
+            let lab = Lab::new(device, format!("scatter_add {rows:?} x {dim}"));
+            let mut numbers = Numbers::new(dim);
+            let (x, y) = (numbers.normal(rows.len() * dim), numbers.normal(5 * dim));
+            let factors = numbers.normal(rows.len());
+            let mut reference: Vec<f64> = y.iter().map(|&y| f64::from(y)).collect();
+            for (i, &row) in rows.iter().enumerate() {
+                for c in 0..dim {
+                    reference[row as usize * dim + c] += f64::from(factors[i]) * f64::from(x[i * dim + c]);
+                }
+            }
+            let mut device_y = lab.upload(&[&y[..], &[MARK; 9]].concat())?;
+            lab.must(device.scatter_add(&lab.upload(&x)?, rows, &factors, dim, &mut device_y))?;
+            let found = lab.download(&device_y)?;
+            lab.close(&reference, &found, power(&reference), ARITHMETIC)?;
+            lab.untouched(&found, 5 * dim)?;
+            let still = (0..5).filter(|row| !rows.contains(row)).map(|row| row as usize * dim);
+            for at in still {
+                lab.equal(&y[at..at + dim], &found[at..at + dim])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Columns copied between rows of other widths, each row to one or several.
+pub fn place<D: Ops>(device: &D) -> Verdict {
+    for width in SIZES {
+        for (rows, repeat) in [(1, 1), (3, 1), (6, 2), (7, 3), (33, 4)] {
+            let (from, to) =
+                (Columns { stride: width + 5, first: 2 }, Columns { stride: width + 3, first: 3 });
+            let shape = Place { rows, repeat, width, from, to };
+            let lab = Lab::new(device, format!("{shape:?}"));
+            let x = Numbers::new(width).normal(rows.div_ceil(repeat) * from.stride);
+            let mut expected = vec![MARK; rows * to.stride + 9];
+            for row in 0..rows {
+                let x = &x[row / repeat * from.stride + from.first..][..width];
+                expected[row * to.stride + to.first..][..width].copy_from_slice(x);
+            }
+            let mut y = lab.marked(rows * to.stride)?;
+            lab.must(device.place(&lab.upload(&x)?, &mut y, shape))?;
+            lab.equal(&expected, &lab.download(&y)?)?;
         }
     }
     Ok(())

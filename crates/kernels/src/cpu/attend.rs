@@ -4,14 +4,17 @@
 //! fetched once for all query heads that share them. Each query head is summed in an order of its own:
 //! scores as in a matrix product, the softmax in f32 with the largest score subtracted, eight running
 //! sums for its total, the values one position after the other. So a result does not depend on which
-//! queries came along, and nothing beyond a query's own position is ever added to it.
+//! queries came along, and nothing that a query does not see is ever added to it. Where a window hides
+//! the oldest positions, work begins at the multiple of eight at or before the first one seen, so that
+//! each position keeps its lane.
 
 #![allow(clippy::needless_range_loop, reason = "iterators over vectors would not stay in registers")]
 
 use super::Cpu;
 use super::simd::{Eight, Job, Simd};
 use super::tile::{ROWS, TOKENS, tile};
-use crate::{Attend, Result};
+use crate::{Attend, Result, alibi_slope};
+use std::ops::Range;
 
 /// Query heads in a piece of work, where a group is not larger.
 const HEADS: usize = 12;
@@ -28,29 +31,33 @@ pub(crate) fn attend(
     shape: &Attend,
     flops: u64,
 ) -> Result<()> {
-    let Attend { first, n, start, heads, kv_heads, head_dim, .. } = *shape;
-    let row = heads * head_dim;
-    if n == 0 || row == 0 {
+    let Attend { first, n, start, heads, kv_heads, head_dim, value_dim, .. } = *shape;
+    let (row, out_row) = (heads * head_dim, heads * value_dim);
+    if n == 0 || row == 0 || out_row == 0 {
         return Ok(());
     }
     let group = heads / kv_heads;
     let queries = (HEADS / group).max(1);
     let q = &q[first * row..][..n * row];
-    let out = &mut out[first * row..][..n * row];
+    let out = &mut out[first * out_row..][..n * out_row];
 
     // Pieces in the order of queries, so that those that start last are the longest by little.
     let mut pieces: Vec<Piece<'_>> = Vec::with_capacity(n.div_ceil(queries) * kv_heads);
-    for (i, out) in out.chunks_mut(queries * row).enumerate() {
+    for (i, out) in out.chunks_mut(queries * out_row).enumerate() {
         let from = pieces.len();
         let start = start + i * queries;
         pieces.extend((0..kv_heads).map(|kv| Piece { kv, start, out: Vec::new() }));
-        for out in out.chunks_mut(row) {
-            for (piece, out) in pieces[from..].iter_mut().zip(out.chunks_mut(group * head_dim)) {
+        for out in out.chunks_mut(out_row) {
+            for (piece, out) in pieces[from..].iter_mut().zip(out.chunks_mut(group * value_dim)) {
                 piece.out.push(out);
             }
         }
     }
-    let longest = start + n;
+    let longest = match shape.window {
+        0 => start + n,
+        // The window of the first query, as many more as there are queries, and up to a multiple of eight.
+        window => (start + n).min(window.saturating_add(queries + 7)),
+    };
     let sizes = Sizes::of(shape, queries.min(n) * group, longest);
     let hands = cpu.pool.hands(flops);
     let mut scratch = cpu.shelf.take_each(hands, sizes.total())?;
@@ -76,32 +83,39 @@ struct Piece<'a> {
 /// Vectors of working memory of one piece.
 #[derive(Clone, Copy)]
 struct Sizes {
-    /// Vectors of a head.
+    /// Vectors of a head of queries and keys.
     width: usize,
+    /// Vectors of a head of values.
+    out: usize,
     /// Query heads, padded.
     q: usize,
     /// Vectors of one query head's scores.
     scores_row: usize,
     scores: usize,
-    /// Keys and values, padded, where a head is not whole vectors; else none.
-    padded: usize,
+    /// Keys, padded, where a head is not whole vectors; else none.
+    padded_k: usize,
+    /// Values likewise.
+    padded_v: usize,
 }
 
 impl Sizes {
     fn of(shape: &Attend, heads: usize, longest: usize) -> Sizes {
-        let width = shape.head_dim.div_ceil(8);
+        let (width, out) = (shape.head_dim.div_ceil(8), shape.value_dim.div_ceil(8));
         let scores_row = longest.div_ceil(8);
+        let padded = |dim: usize| if dim.is_multiple_of(8) { 0 } else { longest * dim.div_ceil(8) };
         Sizes {
             width,
+            out,
             q: heads * width,
             scores_row,
             scores: heads * scores_row,
-            padded: if shape.head_dim.is_multiple_of(8) { 0 } else { longest * width },
+            padded_k: padded(shape.head_dim),
+            padded_v: padded(shape.value_dim),
         }
     }
 
     fn total(&self) -> usize {
-        self.q + self.scores + 2 * self.padded + TOKENS * self.width
+        self.q + self.scores + self.padded_k + self.padded_v + TOKENS * self.out
     }
 }
 
@@ -115,17 +129,16 @@ struct Cached<'a> {
 }
 
 impl<'a> Cached<'a> {
-    /// Row-major `[_, kv_heads, head_dim]` numbers as they are, or copied to `padded`.
-    fn new(data: &'a [f32], shape: &Attend, kv: usize, len: usize, padded: &'a mut [Eight]) -> Self {
-        let Attend { kv_heads, head_dim, .. } = *shape;
-        let width = head_dim.div_ceil(8);
-        if head_dim.is_multiple_of(8) {
-            let stride = kv_heads * width;
-            return Cached { data: data.as_chunks().0, stride, first: kv * width, width };
+    /// Row-major `[_, kv_heads, dim]` numbers from position `base` on, as they are or copied to `padded`.
+    fn new(data: &'a [f32], (heads, dim): (usize, usize), at: &Seen, padded: &'a mut [Eight]) -> Self {
+        let width = dim.div_ceil(8);
+        let data = &data[at.base * heads * dim..];
+        if dim.is_multiple_of(8) {
+            return Cached { data: data.as_chunks().0, stride: heads * width, first: at.kv * width, width };
         }
-        let rows = data.chunks(kv_heads * head_dim).take(len);
+        let rows = data.chunks(heads * dim).take(at.len);
         for (to, row) in padded.chunks_mut(width).zip(rows) {
-            copy_padded(&row[kv * head_dim..][..head_dim], to);
+            copy_padded(&row[at.kv * dim..][..dim], to);
         }
         Cached { data: padded, stride: width, first: 0, width }
     }
@@ -134,6 +147,15 @@ impl<'a> Cached<'a> {
     fn row(&self, j: usize) -> &'a [Eight] {
         &self.data[j * self.stride + self.first..][..self.width]
     }
+}
+
+/// Which part of the cache a piece of work looks at.
+struct Seen {
+    kv: usize,
+    /// The first position.
+    base: usize,
+    /// Positions from there on.
+    len: usize,
 }
 
 struct Heads<'a, 'b> {
@@ -152,46 +174,58 @@ impl Job for Heads<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Heads { q, k, v, shape, mut piece, sizes, scratch } = self;
-        let Attend { heads, kv_heads, head_dim, scale, .. } = *shape;
+        let Attend { heads, kv_heads, head_dim, value_dim, .. } = *shape;
         let Sizes { width, scores_row, .. } = sizes;
         let group = heads / kv_heads;
         let rows = piece.out.len() * group;
-        let len = piece.start + piece.out.len();
-        // Positions that a row sees.
-        let seen = |row: usize| piece.start + row / group + 1;
+        // The first position that the query at a position sees.
+        let oldest = |position: usize| match shape.window {
+            0 => 0,
+            window => (position + 1).saturating_sub(window),
+        };
+        let base = oldest(piece.start) / 8 * 8;
+        let at = Seen { kv: piece.kv, base, len: piece.start + piece.out.len() - base };
+        let position = |row: usize| piece.start + row / group;
+        // Where a row's positions begin and end, counted from `base`.
+        let span = |row: usize| (oldest(position(row)) - base, position(row) + 1 - base);
 
         let (queries, scratch) = scratch.split_at_mut(sizes.q);
         let (scores, scratch) = scratch.split_at_mut(sizes.scores);
-        let (padded_k, scratch) = scratch.split_at_mut(sizes.padded);
-        let (padded_v, result) = scratch.split_at_mut(sizes.padded);
-        let k = Cached::new(k, shape, piece.kv, len, padded_k);
-        let v = Cached::new(v, shape, piece.kv, len, padded_v);
+        let (padded_k, scratch) = scratch.split_at_mut(sizes.padded_k);
+        let (padded_v, result) = scratch.split_at_mut(sizes.padded_v);
+        let k = Cached::new(k, (kv_heads, head_dim), &at, padded_k);
+        let v = Cached::new(v, (kv_heads, value_dim), &at, padded_v);
         for (row, to) in queries.chunks_mut(width).take(rows).enumerate() {
             let head = piece.kv * group + row % group;
             copy_padded(&q[(row / group * heads + head) * head_dim..][..head_dim], to);
         }
 
         let flat = scores.as_flattened_mut();
-        score(simd, &queries[..rows * width], k, len, flat, 8 * scores_row);
+        score(simd, &queries[..rows * width], k, at.len, flat, 8 * scores_row);
         let mut row = 0;
         while row < rows {
             let here = if rows - row >= TOKENS { TOKENS } else { 1 };
-            let result = &mut result[..here * width];
+            let result = &mut result[..here * sizes.out];
             let mut totals = [0f32; TOKENS];
             for (i, total) in totals.iter_mut().enumerate().take(here) {
                 let scores = &mut scores[(row + i) * scores_row..][..scores_row];
-                *total = softmax(simd, scores, seen(row + i), scale);
+                let head = piece.kv * group + (row + i) % group;
+                let bias = Bias::new(shape, head, position(row + i) - base);
+                *total = softmax(simd, scores, span(row + i), shape, bias);
             }
             let flat = scores.as_flattened();
-            let weights = |i: usize| &flat[(row + i) * 8 * scores_row..][..seen(row + i)];
+            let weights = |i: usize| {
+                let (from, to) = span(row + i);
+                Weights { from, list: &flat[(row + i) * 8 * scores_row..][..to] }
+            };
             if here == TOKENS {
                 mix(simd, [weights(0), weights(1), weights(2)], v, result);
             } else {
                 mix(simd, [weights(0)], v, result);
             }
-            for (i, (sums, total)) in result.chunks(width).zip(totals).enumerate() {
+            for (i, (sums, total)) in result.chunks(sizes.out).zip(totals).enumerate() {
                 let (query, head) = ((row + i) / group, (row + i) % group);
-                let out = &mut piece.out[query][head * head_dim..][..head_dim];
+                let out = &mut piece.out[query][head * value_dim..][..value_dim];
                 let factor = 1.0 / total;
                 for (out, sum) in out.iter_mut().zip(sums.as_flattened()) {
                     *out = sum * factor;
@@ -236,16 +270,59 @@ fn score<S: Simd>(simd: S, q: &[Eight], k: Cached<'_>, len: usize, scores: &mut 
     }
 }
 
-/// Replaces the first `seen` scores by `exp(scale · score − max)` and returns their sum. NaN in, NaN out.
+/// What ALiBi adds to the scores of a row.
+#[derive(Clone, Copy)]
+struct Bias {
+    slope: f32,
+    /// The query's position, counted as the scores are.
+    position: usize,
+}
+
+impl Bias {
+    #[inline(always)]
+    fn new(shape: &Attend, head: usize, position: usize) -> Bias {
+        Bias { slope: if shape.alibi { alibi_slope(head, shape.heads) } else { 0.0 }, position }
+    }
+}
+
+/// Scales, caps and shifts the scores of one row as `shape` says.
 #[inline(always)]
-fn softmax<S: Simd>(simd: S, scores: &mut [Eight], seen: usize, scale: f32) -> f32 {
-    let scores = &mut scores[..seen.div_ceil(8)];
-    let factor = simd.splat(scale);
+fn adjust<S: Simd>(simd: S, scores: &mut [Eight], shape: &Attend, bias: Bias) {
+    let factor = simd.splat(shape.scale);
     for eight in scores.iter_mut() {
         simd.store(simd.mul(simd.load(eight), factor), eight);
     }
-    // e to the power of this is 0, so the padding adds nothing.
-    scores.as_flattened_mut()[seen..].fill(f32::NEG_INFINITY);
+    if shape.softcap > 0.0 {
+        // cap · tanh(s / cap) = cap · (1 − 2 / (1 + e^(2s / cap))).
+        let (cap, one) = (simd.splat(shape.softcap), simd.splat(1.0));
+        let (double, two) = (simd.splat(2.0 / shape.softcap), simd.splat(2.0));
+        for eight in scores.iter_mut() {
+            let below = simd.add(one, simd.exp(simd.mul(simd.load(eight), double)));
+            simd.store(simd.mul(cap, simd.sub(one, simd.div(two, below))), eight);
+        }
+    }
+    if shape.alibi {
+        for (j, score) in scores.as_flattened_mut().iter_mut().enumerate() {
+            *score += bias.slope * (j as f32 - bias.position as f32);
+        }
+    }
+}
+
+/// Replaces the scores of the positions `span` by `exp(score − max)`, others by 0, and returns their sum.
+/// NaN in, NaN out.
+#[inline(always)]
+fn softmax<S: Simd>(
+    simd: S,
+    scores: &mut [Eight],
+    (from, to): (usize, usize),
+    shape: &Attend,
+    bias: Bias,
+) -> f32 {
+    let scores = &mut scores[..to.div_ceil(8)];
+    adjust(simd, scores, shape, bias);
+    // e to the power of this is 0, so what is not seen adds nothing.
+    scores.as_flattened_mut()[to..].fill(f32::NEG_INFINITY);
+    scores.as_flattened_mut()[..from].fill(f32::NEG_INFINITY);
     let mut largest = simd.splat(f32::NEG_INFINITY);
     for eight in scores.iter() {
         largest = simd.max(simd.load(eight), largest);
@@ -264,9 +341,16 @@ fn softmax<S: Simd>(simd: S, scores: &mut [Eight], seen: usize, scale: f32) -> f
     simd.sum(sum)
 }
 
-/// `result[r] = Σ_j weights[r][j] · v[j]` for `R` rows, none shorter than the first.
+/// The weights of one row, of which those before `from` do not count.
+#[derive(Clone, Copy)]
+struct Weights<'a> {
+    from: usize,
+    list: &'a [f32],
+}
+
+/// `result[r] = Σ_j weights[r][j] · v[j]` for `R` rows, none that begins or ends before the first.
 #[inline(always)]
-fn mix<S: Simd, const R: usize>(simd: S, weights: [&[f32]; R], v: Cached<'_>, result: &mut [Eight]) {
+fn mix<S: Simd, const R: usize>(simd: S, weights: [Weights<'_>; R], v: Cached<'_>, result: &mut [Eight]) {
     let mut at = 0;
     while at < v.width {
         if v.width - at >= WIDTH {
@@ -283,31 +367,49 @@ fn mix<S: Simd, const R: usize>(simd: S, weights: [&[f32]; R], v: Cached<'_>, re
 #[inline(always)]
 fn mix_part<S: Simd, const R: usize, const D: usize>(
     simd: S,
-    weights: [&[f32]; R],
+    weights: [Weights<'_>; R],
     v: Cached<'_>,
     at: usize,
     result: &mut [Eight],
 ) {
-    let common = weights[0].len();
     let mut sums = [[simd.zero(); D]; R];
-    for j in 0..common {
+    // What all rows see goes together; before it and after it each row goes alone.
+    let (begin, end) = (weights[R - 1].from, weights[0].list.len());
+    let begin = begin.min(end);
+    for r in 0..R {
+        mix_row(simd, weights[r], weights[r].from..begin, v, at, &mut sums[r]);
+    }
+    for j in begin..end {
         let v = &v.row(j)[at..at + D];
         for r in 0..R {
-            let weight = simd.splat(weights[r][j]);
+            let weight = simd.splat(weights[r].list[j]);
             for d in 0..D {
                 sums[r][d] = simd.mul_add(weight, simd.load(&v[d]), sums[r][d]);
             }
         }
     }
     for r in 0..R {
-        for (j, &weight) in weights[r].iter().enumerate().skip(common) {
-            let v = &v.row(j)[at..at + D];
-            for d in 0..D {
-                sums[r][d] = simd.mul_add(simd.splat(weight), simd.load(&v[d]), sums[r][d]);
-            }
-        }
+        mix_row(simd, weights[r], end.max(weights[r].from)..weights[r].list.len(), v, at, &mut sums[r]);
         for d in 0..D {
             simd.store(sums[r][d], &mut result[r * v.width + at + d]);
+        }
+    }
+}
+
+/// Adds some positions to the sums of one row.
+#[inline(always)]
+fn mix_row<S: Simd, const D: usize>(
+    simd: S,
+    weights: Weights<'_>,
+    positions: Range<usize>,
+    v: Cached<'_>,
+    at: usize,
+    sums: &mut [S::V; D],
+) {
+    for j in positions {
+        let v = &v.row(j)[at..at + D];
+        for d in 0..D {
+            sums[d] = simd.mul_add(simd.splat(weights.list[j]), simd.load(&v[d]), sums[d]);
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use super::matmul::{Widen, matmul};
 use super::packed::{self, Packed, Row};
-use super::rows::{Add, AddBias, RmsNorm, SiluMul, Turn};
+use super::rows::{Add, AddBias, Gated, NormRow, Reorder, RmsNorm, Scale, Turn};
 use super::simd::Job;
 use super::{Cpu, CpuBuf, attend};
-use crate::{Attend, Columns, Error, Matrix, Ops, Result, Rope, Work, shape};
+use crate::{Activation, Attend, Columns, Error, Matrix, Ops, Place, Result, Rope, Work, shape};
 use airllm_format::NumFormat;
 
 /// Numbers in a piece of work, for verbs that treat each number by itself.
@@ -84,6 +84,16 @@ impl Ops for Cpu {
         Ok(())
     }
 
+    fn rms_norm_rows(&self, x: &mut CpuBuf, weight: &[u8], eps: f32, rows: usize, dim: usize) -> Result<()> {
+        let work = shape::rms_norm_rows(x.bytes, weight.len(), rows, dim)?;
+        if dim > 0 {
+            let rows = x.floats_mut()[..rows * dim].chunks_mut(dim);
+            self.jobs(work.flops, rows.map(|x| NormRow { x, weight, eps }));
+        }
+        self.counter.count(work);
+        Ok(())
+    }
+
     fn add_bias(&self, y: &mut CpuBuf, bias: &[u8], n: usize, dim: usize) -> Result<()> {
         let work = shape::add_bias(y.bytes, bias.len(), n, dim)?;
         if n > 0 && dim > 0 {
@@ -103,11 +113,65 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn silu_mul(&self, gate: &mut CpuBuf, up: &CpuBuf, len: usize) -> Result<()> {
-        let work = shape::silu_mul(gate.bytes, up.bytes, len)?;
+    fn gated(&self, gate: &mut CpuBuf, up: &CpuBuf, len: usize, f: Activation) -> Result<()> {
+        let work = shape::gated(gate.bytes, up.bytes, len)?;
         let up = up.floats()[..len].chunks(PIECE);
         let pieces = gate.floats_mut()[..len].chunks_mut(PIECE).zip(up);
-        self.jobs(work.flops, pieces.map(|(gate, up)| SiluMul { gate, up }));
+        self.jobs(work.flops, pieces.map(|(gate, up)| Gated { gate, up, f }));
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn reorder(&self, x: &CpuBuf, order: &[u8], n: usize, dim: usize, y: &mut CpuBuf) -> Result<()> {
+        let work = shape::reorder(x.bytes, order.len(), n, dim, y.bytes)?;
+        if dim > 0 {
+            let tokens = x.floats()[..n * dim].chunks(dim).zip(y.floats_mut().chunks_mut(dim));
+            self.jobs((n * dim) as u64, tokens.map(|(x, y)| Reorder { x, order, y }));
+        }
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn scale_rows(&self, y: &mut CpuBuf, factors: &[f32], dim: usize) -> Result<()> {
+        let work = shape::scale_rows(y.bytes, factors, dim)?;
+        if dim > 0 {
+            let rows = y.floats_mut().chunks_mut(dim).zip(factors);
+            self.jobs(work.flops, rows.map(|(y, &factor)| Scale { y, factor }));
+        }
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn scatter_add(
+        &self,
+        x: &CpuBuf,
+        rows: &[u32],
+        factors: &[f32],
+        dim: usize,
+        y: &mut CpuBuf,
+    ) -> Result<()> {
+        let work = shape::scatter_add(x.bytes, rows, factors, dim, y.bytes)?;
+        if dim > 0 {
+            let y = y.floats_mut();
+            for ((x, &row), &factor) in x.floats().chunks(dim).zip(rows).zip(factors) {
+                let y = &mut y[row as usize * dim..][..dim];
+                y.iter_mut().zip(x).for_each(|(y, x)| *y += factor * x);
+            }
+        }
+        self.counter.count(work);
+        Ok(())
+    }
+
+    fn place(&self, x: &CpuBuf, y: &mut CpuBuf, shape: Place) -> Result<()> {
+        let work = shape::place(x.bytes, y.bytes, &shape)?;
+        let Place { rows, repeat, width, from, to } = shape;
+        if width > 0 {
+            let (x, y) = (x.floats(), y.floats_mut());
+            for (row, y) in y.chunks_mut(to.stride).take(rows).enumerate() {
+                let x = &x[row / repeat * from.stride + from.first..][..width];
+                y[to.first..to.first + width].copy_from_slice(x);
+            }
+        }
         self.counter.count(work);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Verbs that treat each token, or each number, by itself.
 
 use super::simd::{Eight, Job, Simd};
-use crate::RopeKind;
+use crate::{Activation, RopeKind};
 
 /// `y = x / sqrt(mean(x²) + eps) · weight` for one token; `weight` are little-endian f32.
 pub(crate) struct RmsNorm<'a> {
@@ -16,24 +16,29 @@ impl Job for RmsNorm<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        // In f64, so that wide rows and large outliers lose nothing.
-        let (whole, rest) = self.x.as_chunks::<8>();
-        let mut sums = [0f64; 8];
-        for x in whole {
-            for (sum, &x) in sums.iter_mut().zip(x) {
-                *sum += f64::from(x) * f64::from(x);
-            }
-        }
-        for (sum, &x) in sums.iter_mut().zip(rest) {
-            *sum += f64::from(x) * f64::from(x);
-        }
-        let mean = sums.iter().sum::<f64>() / self.x.len() as f64;
-        let factor = (1.0 / (mean + f64::from(self.eps)).sqrt()) as f32;
+        let factor = norm_factor(self.x, self.eps);
         let weight = self.weight.as_chunks::<4>().0;
         for ((y, &x), &weight) in self.y.iter_mut().zip(self.x).zip(weight) {
             *y = x * factor * f32::from_le_bytes(weight);
         }
     }
+}
+
+/// `1 / sqrt(mean(x²) + eps)`, in f64, so that wide rows and large outliers lose nothing.
+#[inline(always)]
+fn norm_factor(x: &[f32], eps: f32) -> f32 {
+    let (whole, rest) = x.as_chunks::<8>();
+    let mut sums = [0f64; 8];
+    for x in whole {
+        for (sum, &x) in sums.iter_mut().zip(x) {
+            *sum += f64::from(x) * f64::from(x);
+        }
+    }
+    for (sum, &x) in sums.iter_mut().zip(rest) {
+        *sum += f64::from(x) * f64::from(x);
+    }
+    let mean = sums.iter().sum::<f64>() / x.len() as f64;
+    (1.0 / (mean + f64::from(eps)).sqrt()) as f32
 }
 
 /// `y += bias` for one token; `bias` are little-endian f32.
@@ -70,13 +75,67 @@ impl Job for Add<'_> {
     }
 }
 
-/// `gate = gate / (1 + e^−gate) · up`.
-pub(crate) struct SiluMul<'a> {
-    pub(crate) gate: &'a mut [f32],
-    pub(crate) up: &'a [f32],
+/// `x = x / sqrt(mean(x²) + eps) · weight` in place.
+pub(crate) struct NormRow<'a> {
+    pub(crate) x: &'a mut [f32],
+    pub(crate) weight: &'a [u8],
+    pub(crate) eps: f32,
 }
 
-impl Job for SiluMul<'_> {
+impl Job for NormRow<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let factor = norm_factor(self.x, self.eps);
+        for (x, &weight) in self.x.iter_mut().zip(self.weight.as_chunks::<4>().0) {
+            *x = *x * factor * f32::from_le_bytes(weight);
+        }
+    }
+}
+
+/// `y[c] = x[order[c]]` for one token; `order` are little-endian f32.
+pub(crate) struct Reorder<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) order: &'a [u8],
+    pub(crate) y: &'a mut [f32],
+}
+
+impl Job for Reorder<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (y, &from) in self.y.iter_mut().zip(self.order.as_chunks::<4>().0) {
+            // A place that is none reads as NaN, so that it is noticed.
+            *y = self.x.get(f32::from_le_bytes(from) as usize).copied().unwrap_or(f32::NAN);
+        }
+    }
+}
+
+/// `y *= factor`.
+pub(crate) struct Scale<'a> {
+    pub(crate) y: &'a mut [f32],
+    pub(crate) factor: f32,
+}
+
+impl Job for Scale<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        self.y.iter_mut().for_each(|y| *y *= self.factor);
+    }
+}
+
+/// `gate = f(gate) · up`.
+pub(crate) struct Gated<'a> {
+    pub(crate) gate: &'a mut [f32],
+    pub(crate) up: &'a [f32],
+    pub(crate) f: Activation,
+}
+
+impl Job for Gated<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -84,7 +143,7 @@ impl Job for SiluMul<'_> {
         let (gates, last_gates) = self.gate.as_chunks_mut::<8>();
         let (ups, last_ups) = self.up.as_chunks::<8>();
         for (gate, up) in gates.iter_mut().zip(ups) {
-            silu_mul(simd, gate, up);
+            gated(simd, gate, up, self.f);
         }
         // The rest goes the same way, so that a number's place does not change its result.
         let (mut gate, mut up) = ([0f32; 8], [0f32; 8]);
@@ -92,15 +151,23 @@ impl Job for SiluMul<'_> {
         for (to, &from) in up.iter_mut().zip(last_ups) {
             *to = from;
         }
-        silu_mul(simd, &mut gate, &up);
+        gated(simd, &mut gate, &up, self.f);
         last_gates.copy_from_slice(&gate[..last_gates.len()]);
     }
 }
 
 #[inline(always)]
-fn silu_mul<S: Simd>(simd: S, gate: &mut Eight, up: &Eight) {
+fn gated<S: Simd>(simd: S, gate: &mut Eight, up: &Eight, f: Activation) {
     let x = simd.load(gate);
-    let below = simd.add(simd.splat(1.0), simd.exp(simd.sub(simd.zero(), x)));
+    // Both are x · sigmoid(z): tanh(a) = 2 · sigmoid(2a) − 1.
+    let z = match f {
+        Activation::Silu => x,
+        Activation::GeluTanh => {
+            let cube = simd.mul(simd.mul(x, x), simd.mul(x, simd.splat(0.044_715)));
+            simd.mul(simd.add(x, cube), simd.splat(2.0 * 0.797_884_6))
+        }
+    };
+    let below = simd.add(simd.splat(1.0), simd.exp(simd.sub(simd.zero(), z)));
     simd.store(simd.mul(simd.div(x, below), simd.load(up)), gate);
 }
 

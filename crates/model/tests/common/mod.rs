@@ -4,8 +4,9 @@
 use airllm_format::safetensors::{Dtype, Header};
 use airllm_format::{MemorySource, NumFormat};
 use airllm_kernels::Cpu;
-use airllm_model::{Config, Model, Sequence, Span, UnitDecl, Want, bind};
-use airllm_stream::{Catalog, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
+use airllm_model::arch::Fold;
+use airllm_model::{Config, Model, Sequence, Span, TensorDecl, UnitDecl, Want, bind};
+use airllm_stream::{Catalog, ExpertCache, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -63,6 +64,16 @@ impl Tensors {
         Self::read(&files)
     }
 
+    /// Takes a tensor out.
+    pub fn take(&mut self, name: &str) -> Option<(Dtype, Vec<usize>, Vec<u8>)> {
+        self.0.remove(name)
+    }
+
+    /// Puts a tensor in.
+    pub fn put(&mut self, name: String, tensor: (Dtype, Vec<usize>, Vec<u8>)) {
+        self.0.insert(name, tensor);
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
@@ -106,7 +117,9 @@ pub fn catalog(config: &Config, format: impl Fn(&str) -> NumFormat) -> Catalog {
     let unit = |(file, decl): (usize, &UnitDecl)| {
         let mut offset = 0_u64;
         let tensors = decl.tensors.iter().map(|t| {
-            let format = if t.is_vector() { NumFormat::F32 } else { format(&t.hf) };
+            // What is changed on the way is widened.
+            let folded = t.fold != Fold::None;
+            let format = if t.is_vector() || folded { NumFormat::F32 } else { format(&t.hf) };
             let tensor = Tensor {
                 name: t.name.clone(),
                 file,
@@ -119,7 +132,7 @@ pub fn catalog(config: &Config, format: impl Fn(&str) -> NumFormat) -> Catalog {
             offset = (offset + tensor.bytes() as u64).next_multiple_of(256);
             tensor
         });
-        Unit { name: decl.name.clone(), tensors: tensors.collect() }
+        Unit { name: decl.name.clone(), tensors: tensors.collect(), on_demand: decl.on_demand }
     };
     let units = config.units().iter().enumerate().map(unit).collect();
     let mut catalog = Catalog { units, pass: Vec::new() };
@@ -127,6 +140,29 @@ pub fn catalog(config: &Config, format: impl Fn(&str) -> NumFormat) -> Catalog {
     let pass: Vec<TensorId> = config.pass().iter().map(id).collect();
     catalog.pass = pass;
     catalog
+}
+
+/// The rows that a declaration names, changed as it says.
+fn lifted(decl: &TensorDecl, format: NumFormat, tensors: &Tensors) -> Vec<u8> {
+    let width = if decl.is_vector() { 1 } else { decl.cols() };
+    let spans = decl.spans.iter();
+    if !decl.is_vector() && decl.fold == Fold::None {
+        let row = format.row_bytes(width);
+        return spans.flat_map(|s| &tensors.bytes(&decl.hf)[s.start * row..s.end * row]).copied().collect();
+    }
+    let all = tensors.f32s(&decl.hf);
+    let mut numbers: Vec<f32> = spans.flat_map(|s| &all[s.start * width..s.end * width]).copied().collect();
+    match decl.fold {
+        Fold::None => {}
+        Fold::AddOne => numbers.iter_mut().for_each(|n| *n += 1.0),
+        Fold::NormaliseRows => {
+            for row in numbers.chunks_mut(width) {
+                let length = row.iter().map(|&n| f64::from(n).powi(2)).sum::<f64>().sqrt().max(1e-7);
+                row.iter_mut().for_each(|n| *n = (f64::from(*n) / length) as f32);
+            }
+        }
+    }
+    numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
 }
 
 /// A checkpoint on the CPU, streaming through a ring of small slots.
@@ -141,20 +177,29 @@ pub const MAX_TOKENS: usize = 200;
 
 impl Run {
     pub fn open(dir: &Path) -> Self {
-        let config = Config::parse(&json(&dir.join("config.json"))).unwrap();
-        let tensors = Tensors::model(dir);
+        Self::of(&json(&dir.join("config.json")), &Tensors::model(dir))
+    }
+
+    /// A checkpoint of these tensors.
+    pub fn of(config: &Value, tensors: &Tensors) -> Self {
+        Self::parsed(Config::parse(config).unwrap(), tensors)
+    }
+
+    pub fn parsed(config: Config, tensors: &Tensors) -> Self {
         let catalog = catalog(&config, |hf| tensors.format(hf));
         let files = config.units().into_iter().zip(&catalog.units).map(|(decl, unit)| {
             let mut bytes = Vec::new();
             for (decl, tensor) in decl.tensors.iter().zip(&unit.tensors) {
-                assert_eq!(tensors.shape(&decl.hf), decl.shape, "{}", decl.hf);
-                bytes.resize(tensor.offset as usize, 0);
-                if decl.is_vector() {
-                    let numbers = tensors.f32s(&decl.hf);
-                    bytes.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
-                } else {
-                    bytes.extend_from_slice(tensors.bytes(&decl.hf));
+                if decl.is_order {
+                    bytes.resize(tensor.offset as usize, 0);
+                    bytes.extend_from_slice(tensors.bytes(&format!("{}_order", decl.hf)));
+                    continue;
                 }
+                let mut whole = decl.shape.clone();
+                whole[0] = decl.hf_rows;
+                assert_eq!(tensors.shape(&decl.hf), whole, "{}", decl.hf);
+                bytes.resize(tensor.offset as usize, 0);
+                bytes.extend(lifted(decl, tensor.format, tensors));
             }
             (unit.name.clone(), bytes)
         });
@@ -165,6 +210,8 @@ impl Run {
             pinned: Vec::new(),
             slots: 3,
             slot_bytes: 8192,
+            // An expert is several stripes, and some stay from token to token.
+            experts: ExpertCache { slots: 5, slot_bytes: 8192 },
             readers: 1,
             timeline: Arc::new(Timeline::new(false)),
         };
