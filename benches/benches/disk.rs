@@ -8,7 +8,7 @@
 use airllm_benches::{Row, best, median, report};
 use airllm_format::{FileSource, NumFormat, ReadMode};
 use airllm_kernels::Cpu;
-use airllm_stream::{Catalog, ExpertCache, Error, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
+use airllm_stream::{Catalog, Error, ExpertCache, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
 use memmap2::{Advice, Mmap, MmapMut, UncheckedAdvice};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;

@@ -10,7 +10,7 @@ use airllm_model::{Config, TensorDecl};
 use airllm_stream::{Catalog, Tensor, Unit};
 use airllm_text::Tokenizer;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 /// A model that was found: a checkpoint as published, or a folder of prepared shards. No weights have
@@ -55,8 +55,12 @@ impl Checkpoint {
             Form::Published(repo) => (repo.config(), repo.generation_config()),
             Form::Prepared(p) => (&p.manifest().config, p.manifest().generation_config.as_ref()),
         };
-        let config = parse_config(config, dir)?;
+        let mut config = parse_config(config, dir)?;
         let generation = GenerationConfig::read(generation, &config.eos)?;
+        config.reordered = match &form {
+            Form::Published(repo) => lift::reordered(repo, &config)?,
+            Form::Prepared(prepared) => reordered(prepared, &config),
+        };
         Ok(Checkpoint { name, id: id.map(str::to_owned), form, config, generation })
     }
 
@@ -201,6 +205,23 @@ impl Checkpoint {
         }
         catalog
     }
+}
+
+/// The matrices of prepared shards that have the order of their columns with them.
+fn reordered(prepared: &Prepared, config: &Config) -> BTreeSet<String> {
+    let shards = prepared.manifest().shards.iter();
+    let orders: BTreeSet<(&str, &str)> = shards
+        .flat_map(|shard| {
+            shard.tensors.iter().filter_map(|t| Some((&*shard.unit, t.name.strip_suffix("_order")?)))
+        })
+        .collect();
+    if orders.is_empty() {
+        return BTreeSet::new();
+    }
+    let units = config.units();
+    let tensors = units.iter().flat_map(|unit| unit.tensors.iter().map(move |decl| (unit, decl)));
+    let ordered = tensors.filter(|(unit, decl)| orders.contains(&(&*unit.shard, &*unit.entry(decl))));
+    ordered.map(|(_, decl)| decl.hf.clone()).collect()
 }
 
 /// The catalog of prepared shards: file `i` is shard `i`. Binding refuses what is missing.

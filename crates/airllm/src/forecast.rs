@@ -102,10 +102,10 @@ pub(crate) fn forecast(
     for &context in &caches[cache..] {
         for batch_tokens in batches(want.batch_tokens, config, budget) {
             let fixed = fixed_bytes(config, catalog, context, batch_tokens, want);
-            let share = config.moe.as_ref().map_or(Share::WHOLE, |moe| Share {
-                used: moe.top_k as u32,
-                of: moe.experts as u32,
-            });
+            let share = config
+                .moe
+                .as_ref()
+                .map_or(Share::WHOLE, |moe| Share { used: moe.top_k as u32, of: moe.experts as u32 });
             let need = Need::of(catalog, fixed).with_shares(|_| share);
             match plan(&need, &hardware, &want.request) {
                 Ok(plan) => {

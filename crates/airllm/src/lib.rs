@@ -51,13 +51,13 @@ mod size;
 mod source;
 mod stop;
 
+pub use adapter::Adapter;
 pub use airllm_format::hub::Settings as HubSettings;
 pub use airllm_format::{Bits, Manifest, Prepared, Repo};
 pub use airllm_model::Config;
 pub use airllm_stream::plan::{Lane, UnitNeed};
 pub use airllm_stream::{Catalog, Hardware, Plan};
 pub use airllm_text::Tokenizer;
-pub use adapter::Adapter;
 pub use auto::{AutoModel, Hidden, Logits};
 pub use builder::{Builder, Device};
 pub use cache::{Cache, CacheEntry};

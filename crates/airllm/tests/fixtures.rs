@@ -142,7 +142,7 @@ fn f32_weights() {
     check("llama_f32", 3e-4, 3e-4);
 }
 
-// Checkpoints that come quantised. Act-order's weights are widened, the others repacked.
+// Checkpoints that come quantised.
 
 #[test]
 fn gptq() {

@@ -38,8 +38,7 @@ pub(crate) struct Affine {
     cols: usize,
     /// Inputs that share a scale, where they are neighbours.
     group: usize,
-    /// The group of each input, where neighbours do not share one.
-    order: Option<Arc<[u32]>>,
+    order: Order,
     codes: Part,
     zeros: Part,
     scales: Part,
@@ -51,16 +50,28 @@ enum Layout {
     Awq,
 }
 
+/// How groups lie.
+#[derive(Debug, Clone)]
+enum Order {
+    /// Neighbours share a scale.
+    Plain,
+    /// They do once the columns are sorted: to which place each column goes then.
+    Sorted(Arc<[u32]>),
+    /// The group of each column.
+    Scattered(Arc<[u32]>),
+}
+
 impl Affine {
     /// Checks the tensors of a module whose codes are `codes`, for a matrix of `rows` and `cols`. Of the
-    /// order of the inputs, if there is one, the content is read.
+    /// order of the inputs, if there is one, the content is read; `sorted` says that columns may be put
+    /// into the order of their groups.
     pub(crate) fn find(
         repo: &Repo,
         scheme: &Scheme,
         codes: Part,
         module: &str,
-        rows: usize,
-        cols: usize,
+        (rows, cols): (usize, usize),
+        sorted: bool,
     ) -> Result<Affine> {
         let (layout, bits, group, zero_offset) = match *scheme {
             Scheme::Gptq { bits, group, zero_offset } => (Layout::Gptq, bits, group, zero_offset),
@@ -89,26 +100,52 @@ impl Affine {
         zeros.expect(&[Dtype::I32, Dtype::U32], &[&[groups, rows / pack]])?;
         let scales = Part::need(repo, &format!("{module}.scales"), &codes)?;
         scales.expect(&[Dtype::F16, Dtype::Bf16, Dtype::F32], &[&[groups, rows]])?;
-        let mut it =
-            Affine { layout, bits, zero_offset, rows, cols, group, order: None, codes, zeros, scales };
+        let mut it = Affine {
+            layout,
+            bits,
+            zero_offset,
+            rows,
+            cols,
+            group,
+            order: Order::Plain,
+            codes,
+            zeros,
+            scales,
+        };
         if let Some(index) = Part::find(repo, &format!("{module}.g_idx")).filter(|_| layout == Layout::Gptq) {
-            it.order = order(repo, &index, cols, group, groups)?;
+            index.expect(&[Dtype::I32, Dtype::U32], &[&[cols]])?;
+            it.order = order(repo, &index, group, groups, sorted)?;
         }
         Ok(it)
     }
 
-    /// The format that holds the weights exactly.
-    ///
-    /// Where neighbours do not share a group there is none in groups but f32, which is eight times as
-    /// large. With the columns sorted by group there would be, if the forward could put the activations
-    /// into the same order; this is the place to decide that.
+    /// The format that holds the weights exactly. Where neighbours do not share a group, nor would once they
+    /// are sorted, that is f32, which is eight times as large.
     pub(crate) fn format(&self) -> NumFormat {
         match (&self.order, self.bits) {
-            (Some(_), _) => NumFormat::F32,
-            (None, 8) => NumFormat::A8,
-            (None, _) if self.group.is_multiple_of(128) => NumFormat::A4G128,
-            (None, _) if self.group.is_multiple_of(64) => NumFormat::A4G64,
-            (None, _) => NumFormat::A4,
+            (Order::Scattered(_), _) => NumFormat::F32,
+            (_, 8) => NumFormat::A8,
+            _ if self.group.is_multiple_of(128) => NumFormat::A4G128,
+            _ if self.group.is_multiple_of(64) => NumFormat::A4G64,
+            _ => NumFormat::A4,
+        }
+    }
+
+    /// Which column of the checkpoint each column of the rows is, where they are sorted.
+    pub(crate) fn columns(&self) -> Option<Vec<u32>> {
+        let Order::Sorted(places) = &self.order else { return None };
+        let mut columns = vec![0; places.len()];
+        for (column, &place) in (0..).zip(&**places) {
+            columns[place as usize] = column;
+        }
+        Some(columns)
+    }
+
+    /// Bytes of memory that its tables take.
+    pub(crate) fn tables(&self) -> usize {
+        match &self.order {
+            Order::Plain => 0,
+            Order::Sorted(table) | Order::Scattered(table) => 4 * table.len(),
         }
     }
 
@@ -152,7 +189,7 @@ impl Affine {
 
         let format = self.format();
         let n = rows.len();
-        if self.order.is_none() {
+        if format != NumFormat::F32 {
             self.write_scales(format, &scales, &zeros, n, out);
         }
         let (word_cols, width, per_step) = match self.layout {
@@ -224,12 +261,15 @@ impl Affine {
         lines.flat_map(|line| rows.clone().map(move |row| zero(line, row))).collect()
     }
 
-    /// Scales, zero points and padding of all rows of a tile.
+    /// Scales, zero points and padding of all rows of a tile; codes that are put one by one start from 0.
     fn write_scales(&self, format: NumFormat, scales: &[f32], zeros: &[u16], n: usize, out: &mut [u8]) {
         let (size, groups) = (format.row_bytes(self.cols), format.groups(self.cols));
         for (row, out) in out.chunks_exact_mut(size).enumerate() {
-            let rest = &mut out[format.code_bytes(self.cols)..];
+            let (codes, rest) = out.split_at_mut(format.code_bytes(self.cols));
             rest.fill(0);
+            if matches!(self.order, Order::Sorted(_)) {
+                codes.fill(0);
+            }
             let (to_scales, to_zeros) = rest.split_at_mut(4 * groups);
             for group in 0..groups {
                 let from = group * format.group() / self.group * n + row;
@@ -254,18 +294,28 @@ impl Affine {
         (row, n): (usize, usize),
         out: &mut [u8],
     ) {
-        match format {
-            NumFormat::F32 => {
-                let to = out[step * STEP * 4..].as_chunks_mut::<4>().0;
-                for (i, (to, &code)) in to.iter_mut().zip(code).enumerate() {
-                    let col = step * STEP + i;
-                    let group = self.order.as_ref().map_or(col / self.group, |order| order[col] as usize);
-                    let at = group * n + row;
+        let first = step * STEP;
+        match (&self.order, format) {
+            (Order::Scattered(groups), _) => {
+                let to = out[first * 4..].as_chunks_mut::<4>().0.iter_mut();
+                for ((to, &code), &group) in to.zip(code).zip(&groups[first..]) {
+                    let at = group as usize * n + row;
                     *to = (scales[at] * (f32::from(code) - f32::from(zeros[at]))).to_le_bytes();
                 }
             }
-            NumFormat::A8 => out[step * STEP..][..STEP].copy_from_slice(code),
-            _ => {
+            (Order::Sorted(places), NumFormat::A8) => {
+                for (&place, &code) in places[first..].iter().zip(code) {
+                    out[place as usize] = code;
+                }
+            }
+            (Order::Sorted(places), _) => {
+                for (&place, &code) in places[first..].iter().zip(code) {
+                    let (group, of) = (place as usize / 32, place as usize % 32);
+                    out[16 * group + of % 16] |= code << (of / 16 * 4);
+                }
+            }
+            (Order::Plain, NumFormat::A8) => out[step * STEP..][..STEP].copy_from_slice(code),
+            (Order::Plain, _) => {
                 out[step * STEP / 2..][..STEP / 2].copy_from_slice(&nibbles(code));
                 let whole = format.code_bytes(self.cols);
                 if (step + 1) * STEP == self.cols && self.cols / 2 < whole {
@@ -277,15 +327,27 @@ impl Affine {
     }
 }
 
-/// The group of each input, unless it is `input / group`, which needs no table.
-fn order(repo: &Repo, index: &Part, cols: usize, group: usize, groups: usize) -> Result<Option<Arc<[u32]>>> {
-    index.expect(&[Dtype::I32, Dtype::U32], &[&[cols]])?;
+/// How the groups of the inputs lie.
+fn order(repo: &Repo, index: &Part, group: usize, groups: usize, sorted: bool) -> Result<Order> {
+    let cols = index.shape.first().copied().unwrap_or(0);
     let bytes = index.all(repo.source())?;
-    let order: Arc<[u32]> = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
-    if let Some(col) = order.iter().position(|&g| g as usize >= groups) {
-        let what = format!("column {col} is in group {}, there are {groups}", order[col] as i32);
+    let of: Arc<[u32]> = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+    if let Some(col) = of.iter().position(|&g| g as usize >= groups) {
+        let what = format!("column {col} is in group {}, there are {groups}", of[col] as i32);
         return Err(Error::from(index.wrong(what)));
     }
-    let plain = order.iter().enumerate().all(|(col, &g)| g as usize == col / group);
-    Ok((!plain).then_some(order))
+    if of.iter().enumerate().all(|(col, &g)| g as usize == col / group) {
+        return Ok(Order::Plain);
+    }
+    let mut columns: Vec<u32> = (0..cols as u32).collect();
+    columns.sort_by_key(|&col| of[col as usize]);
+    let full = columns.iter().enumerate().all(|(place, &col)| of[col as usize] as usize == place / group);
+    if !sorted || !full {
+        return Ok(Order::Scattered(of));
+    }
+    let mut places = vec![0; cols];
+    for (place, &col) in (0..).zip(&columns) {
+        places[col as usize] = place;
+    }
+    Ok(Order::Sorted(places.into()))
 }

@@ -66,8 +66,9 @@ impl Lifted {
         let plans = || self.made.iter().flat_map(|file| &file.tensors).map(|(_, plan)| plan);
         let (vectors, matrices): (Vec<_>, Vec<_>) = plans().partition(|plan| plan.decl.is_vector());
         let kept: u64 = vectors.iter().map(|plan| plan.bytes()).sum();
+        let tables: usize = plans().map(TensorPlan::tables).sum();
         let most = |plans: Vec<&TensorPlan>| plans.into_iter().map(TensorPlan::working).max().unwrap_or(0);
-        kept + (most(vectors) + (readers + 1) * most(matrices)) as u64
+        kept + (tables + most(vectors) + (readers + 1) * most(matrices)) as u64
     }
 }
 

@@ -32,6 +32,7 @@ use airllm_format::{Bits, NumFormat, Repo};
 use airllm_model::arch::Fold;
 use airllm_model::{Config, TensorDecl, UnitDecl};
 use scheme::Scheme;
+use std::collections::BTreeSet;
 use stored::Stored;
 
 /// The tensors of one unit.
@@ -83,6 +84,11 @@ impl TensorPlan {
             false => span.start * format.row_bytes(self.decl.cols()),
         };
         (*format == self.to).then(|| (part.file, part.start + before as u64))
+    }
+
+    /// Bytes of memory that it takes itself.
+    fn tables(&self) -> usize {
+        self.stored.tables()
     }
 
     /// The error of a row that holds something that cannot be used.
@@ -147,11 +153,35 @@ fn code_bits(format: NumFormat) -> usize {
 pub(crate) fn units(repo: &Repo, config: &Config, bits: Bits) -> Result<Vec<UnitPlan>> {
     let scheme = Scheme::read(repo)?;
     let plan = |unit: UnitDecl| -> Result<UnitPlan> {
-        let tensors = unit.tensors.iter().map(|decl| tensor(repo, &scheme, &unit, decl, bits));
+        let tensors = unit.tensors.iter().map(|decl| {
+            let sorted = config.reordered.contains(&decl.hf);
+            tensor(repo, &scheme, &unit, decl, bits, sorted)
+        });
         let tensors = tensors.collect::<Result<_>>()?;
         Ok(UnitPlan { name: unit.name, shard: unit.shard, on_demand: unit.on_demand, tensors })
     };
     config.units().into_iter().map(plan).collect()
+}
+
+/// The matrices of a checkpoint whose columns are better put into another order, for
+/// [`Config::reordered`]: those of GPTQ in act-order.
+pub(crate) fn reordered(repo: &Repo, config: &Config) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    let scheme = Scheme::read(repo)?;
+    if !matches!(scheme, Scheme::Gptq { .. }) {
+        return Ok(names);
+    }
+    for unit in config.units() {
+        for decl in unit.tensors.iter().filter(|decl| !decl.is_vector()) {
+            // What is wrong with a tensor is said when it is planned.
+            if let Ok(Stored::Affine(it)) = stored::find(repo, &scheme, &unit.name, decl, true)
+                && it.columns().is_some()
+            {
+                names.insert(decl.hf.clone());
+            }
+        }
+    }
+    Ok(names)
 }
 
 /// The shards that units are written to, in the order of the units.
@@ -177,8 +207,9 @@ fn tensor(
     unit: &UnitDecl,
     decl: &TensorDecl,
     bits: Bits,
+    sorted: bool,
 ) -> Result<TensorPlan> {
-    let (stored, entry) = (stored::find(repo, scheme, &unit.name, decl)?, unit.entry(decl));
+    let (stored, entry) = (stored::find(repo, scheme, &unit.name, decl, sorted)?, unit.entry(decl));
     let have: usize = decl.spans.iter().map(std::ops::Range::len).sum();
     let inside = decl.spans.iter().all(|span| span.start <= span.end && span.end <= decl.hf_rows);
     if !inside || have != decl.shape.first().copied().unwrap_or(0) {

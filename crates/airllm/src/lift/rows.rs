@@ -96,7 +96,10 @@ impl TensorPlan {
     /// A vector, whose spans are of numbers and not of rows.
     fn vector(&self, files: &dyn LayerSource, scratch: &mut Scratch, out: &mut [u8]) -> Result<()> {
         let (from, part) = (self.stored.format(), self.stored.main());
-        let Scratch { tile, weights, .. } = scratch;
+        let Scratch { raw, tile, weights } = scratch;
+        if self.decl.is_order {
+            return self.stored.rows(files, self.decl.cols(), 0..1, raw, out);
+        }
         weights.clear();
         for span in &self.decl.spans {
             tile.resize(from.row_bytes(span.len()), 0);

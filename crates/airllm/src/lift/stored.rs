@@ -20,6 +20,8 @@ pub(crate) enum Stored {
     Affine(Box<Affine>),
     /// 8-bit floats with scales.
     Fp8(Box<Fp8>),
+    /// The order into which the columns of such a matrix are put.
+    Order(Box<Affine>),
     /// bitsandbytes, 4 bits.
     FourBit(Box<FourBit>),
     /// bitsandbytes, 8 bits.
@@ -32,6 +34,7 @@ impl Stored {
         match self {
             Self::Plain(_, format) => *format,
             Self::Affine(it) => it.format(),
+            Self::Order(_) => NumFormat::F32,
             Self::Fp8(_) => NumFormat::F8,
             Self::FourBit(it) => it.format(),
             Self::Int8(_) => NumFormat::I8,
@@ -47,7 +50,7 @@ impl Stored {
     pub(crate) fn parts(&self) -> Vec<&Part> {
         match self {
             Self::Plain(part, _) => vec![part],
-            Self::Affine(it) => it.parts(),
+            Self::Affine(it) | Self::Order(it) => it.parts(),
             Self::Fp8(it) => it.parts(),
             Self::FourBit(it) => it.parts(),
             Self::Int8(it) => it.parts(),
@@ -67,9 +70,25 @@ impl Stored {
         match self {
             Self::Plain(part, format) => part.read(files, (rows.start * format.row_bytes(cols)) as u64, out),
             Self::Affine(it) => it.rows(files, rows, raw, out),
+            Self::Order(it) => {
+                // Numbers of columns are far below 2^24, up to which f32 has all of them.
+                let columns = it.columns().unwrap_or_default();
+                for (column, out) in columns.into_iter().zip(out.as_chunks_mut::<4>().0) {
+                    *out = (column as f32).to_le_bytes();
+                }
+                Ok(())
+            }
             Self::Fp8(it) => it.rows(files, rows, raw, out),
             Self::FourBit(it) => it.rows(files, rows, raw, out),
             Self::Int8(it) => it.rows(files, rows, raw, out),
+        }
+    }
+
+    /// Bytes of memory that its tables take for good.
+    pub(crate) fn tables(&self) -> usize {
+        match self {
+            Self::Affine(it) | Self::Order(it) => it.tables(),
+            _ => 0,
         }
     }
 
@@ -91,10 +110,19 @@ impl Stored {
 ///
 /// The files decide and not the configuration alone, because no program converts all modules and they
 /// differ in how they say which.
-pub(crate) fn find(repo: &Repo, scheme: &Scheme, unit: &str, decl: &TensorDecl) -> Result<Stored> {
+///
+/// `sorted` says that the columns of its matrix are put into the order of their groups, where they have one.
+pub(crate) fn find(
+    repo: &Repo,
+    scheme: &Scheme,
+    unit: &str,
+    decl: &TensorDecl,
+    sorted: bool,
+) -> Result<Stored> {
     let role = format!("the {} of {unit}", decl.name);
     let found = Part::find(repo, &decl.hf);
-    let module = decl.hf.strip_suffix(".weight").filter(|_| !decl.is_vector());
+    let matrix = decl.is_order || !decl.is_vector();
+    let module = decl.hf.strip_suffix(".weight").filter(|_| matrix);
     if let Some(module) = module {
         let (rows, cols) = (decl.hf_rows, decl.cols());
         if let Some(part) = &found {
@@ -109,8 +137,14 @@ pub(crate) fn find(repo: &Repo, scheme: &Scheme, unit: &str, decl: &TensorDecl) 
                 _ => {}
             }
         } else if let Some(codes) = Part::find(repo, &format!("{module}.qweight")) {
-            let it = Affine::find(repo, scheme, codes, module, rows, cols)?;
-            return Ok(Stored::Affine(Box::new(it)));
+            // The declaration of an order does not say how many rows its matrix has.
+            let rows = if decl.is_order { codes.shape.last().copied().unwrap_or(0) } else { rows };
+            let it = Affine::find(repo, scheme, codes, module, (rows, cols), sorted)?;
+            match (decl.is_order, it.columns()) {
+                (false, _) => return Ok(Stored::Affine(Box::new(it))),
+                (true, Some(_)) => return Ok(Stored::Order(Box::new(it))),
+                (true, None) => {}
+            }
         }
     }
     let Some(part) = found else {

@@ -8,6 +8,13 @@ fn fixture(name: &str) -> Option<PathBuf> {
     airllm_tests::shared::dir().map(|shared| shared.join("fixtures").join(name))
 }
 
+/// The first rows of a plan, widened.
+fn made(repo: &Repo, plan: &TensorPlan, rows: usize) -> Vec<Vec<u32>> {
+    let mut out = vec![0; rows * plan.row_bytes()];
+    plan.rows(repo.source(), 0..rows, &mut Scratch::default(), &mut out).unwrap();
+    out.chunks_exact(plan.row_bytes()).map(|row| widen(plan, row)).collect()
+}
+
 /// Every `dequant.NAME` of a fixture is what the rows of NAME widen to.
 fn dequantised(name: &str, format: NumFormat) {
     let Some(dir) = fixture(name) else { return };
@@ -16,17 +23,22 @@ fn dequantised(name: &str, format: NumFormat) {
     let golden = std::fs::read(dir.join("golden.safetensors")).unwrap();
     let golden = safetensors::SafeTensors::deserialize(&golden).unwrap();
     let units = units(repo, checkpoint.config(), Bits::Source).unwrap();
-    let mut compared = 0;
+    let (mut compared, mut order) = (0, None);
     for plan in units.iter().flat_map(|unit| &unit.tensors) {
         let Ok(expected) = golden.tensor(&format!("dequant.{}", plan.decl.hf)) else { continue };
+        if plan.decl.is_order {
+            let row = made(repo, plan, 1).remove(0);
+            order = Some(row.into_iter().map(|bits| f32::from_bits(bits) as usize).collect::<Vec<_>>());
+            continue;
+        }
         assert_eq!(plan.to, format, "{name} {}", plan.decl.hf);
-        let rows = expected.shape()[0];
-        let mut out = vec![0; rows * plan.row_bytes()];
-        plan.rows(repo.source(), 0..rows, &mut Scratch::default(), &mut out).unwrap();
-        let found: Vec<u32> = out.chunks_exact(plan.row_bytes()).flat_map(|row| widen(plan, row)).collect();
-        let expected: Vec<u32> =
-            expected.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
-        assert!(found == expected, "{name} {}", plan.decl.hf);
+        let (rows, cols) = (expected.shape()[0], expected.shape()[1]);
+        let order = order.take().unwrap_or((0..cols).collect());
+        let bits = |at: usize| u32::from_le_bytes(expected.data()[4 * at..][..4].try_into().unwrap());
+        for (row, found) in made(repo, plan, rows).into_iter().enumerate() {
+            let expected: Vec<u32> = order.iter().map(|col| bits(row * cols + col)).collect();
+            assert!(found == expected, "{name} {} row {row}", plan.decl.hf);
+        }
         compared += 1;
     }
     assert_eq!(compared, golden.names().iter().filter(|n| n.starts_with("dequant.")).count());
@@ -36,7 +48,7 @@ fn dequantised(name: &str, format: NumFormat) {
 #[test]
 fn gptq() {
     dequantised("gptq_sym_g128", NumFormat::A4G128);
-    dequantised("gptq_actorder", NumFormat::F32);
+    dequantised("gptq_actorder", NumFormat::A4G64);
 }
 
 #[test]

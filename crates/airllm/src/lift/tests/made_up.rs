@@ -172,13 +172,39 @@ fn gptq_of_every_group() {
 
 #[test]
 fn gptq_in_act_order() {
-    let mut integers = Integers::new(4, 16, 128, 32);
+    for bits in [4, 8] {
+        act_order(bits);
+    }
+}
+
+fn act_order(bits: u32) {
+    let mut integers = Integers::new(bits, 16, 128, 32);
     let mut noise = noise(5);
     for col in (1..128).rev() {
         integers.order.swap(col, noise() as usize % (col + 1));
     }
-    let made = Made::new(gptq(4, 32, "gptq"), integers.gptq());
+    let made = Made::new(gptq(bits, 32, "gptq"), integers.gptq());
     made.check(&matrix("m.weight", 16, 128), NumFormat::F32, |row, col| integers.weight(row, col, 1));
+    // Where columns may be sorted, groups are neighbours again, and their order says where each came from.
+    let sorted = made.plan_in_order(&matrix("m.weight", 16, 128), Bits::Source, true).unwrap();
+    assert_eq!(sorted.to, if bits == 4 { NumFormat::A4 } else { NumFormat::A8 });
+    let order = TensorDecl {
+        is_order: true,
+        hf_rows: 128,
+        spans: std::iter::once(0..128).collect(),
+        shape: vec![128],
+        floor: NumFormat::F32,
+        ..matrix("m.weight", 16, 128)
+    };
+    let order = made.plan_in_order(&order, Bits::Q4, true).unwrap();
+    let order: Vec<usize> =
+        made.weights(&order).remove(0).into_iter().map(|bits| f32::from_bits(bits) as usize).collect();
+    assert!(order.iter().enumerate().all(|(i, &col)| integers.order[col] as usize == i / 32));
+    for (row, weights) in made.weights(&sorted).into_iter().enumerate() {
+        for (&col, found) in order.iter().zip(weights) {
+            assert_eq!(found, integers.weight(row, col, 1).to_bits(), "row {row}, column {col}");
+        }
+    }
     // Wider than asked for, it is rounded.
     assert_eq!(made.plan(&matrix("m.weight", 16, 128), Bits::Q4).unwrap().to, NumFormat::Q4);
     // In spans, as where three projections are one.

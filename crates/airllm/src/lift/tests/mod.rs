@@ -38,6 +38,11 @@ impl Made {
 
     /// The plan of one declared tensor.
     fn plan(&self, decl: &TensorDecl, bits: Bits) -> Result<TensorPlan> {
+        self.plan_in_order(decl, bits, false)
+    }
+
+    /// The same where columns may be sorted.
+    fn plan_in_order(&self, decl: &TensorDecl, bits: Bits, sorted: bool) -> Result<TensorPlan> {
         let repo = self.repo();
         let unit = UnitDecl {
             name: "layer.0".into(),
@@ -45,7 +50,7 @@ impl Made {
             on_demand: false,
             tensors: vec![decl.clone()],
         };
-        tensor(&repo, &Scheme::read(&repo)?, &unit, decl, bits)
+        tensor(&repo, &Scheme::read(&repo)?, &unit, decl, bits, sorted)
     }
 
     fn rows(&self, plan: &TensorPlan, rows: Range<usize>) -> Vec<u8> {
@@ -92,6 +97,7 @@ fn matrix(hf: &str, rows: usize, cols: usize) -> TensorDecl {
         hf_rows: rows,
         spans: vec![0..rows],
         fold: Fold::None,
+        is_order: false,
         shape: vec![rows, cols],
         floor: NumFormat::Q4,
     }
