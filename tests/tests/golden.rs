@@ -7,7 +7,7 @@ use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
 
 /// Name, tolerance of logits, tolerance of hidden states.
-const FIXTURES: [(&str, f32, f32); 8] = [
+const FIXTURES: [(&str, f32, f32); 14] = [
     ("llama2_mha", 2e-4, 3e-4),
     ("llama32_gqa_tied", 3e-4, 3e-4),
     ("llama_rope_linear", 2e-4, 3e-4),
@@ -16,6 +16,12 @@ const FIXTURES: [(&str, f32, f32); 8] = [
     ("llama_v5_config", 2e-4, 3e-4),
     ("llama_bias", 2e-4, 3e-4),
     ("llama_f32", 3e-4, 3e-4),
+    ("gptq_sym_g128", 2e-4, 3e-4),
+    ("gptq_actorder", 2e-4, 3e-4),
+    ("awq_gemm", 2e-4, 3e-4),
+    ("bnb_nf4", 2e-4, 3e-4),
+    ("bnb_nf4_double", 2e-4, 3e-4),
+    ("bnb_int8", 2e-4, 3e-4),
 ];
 
 #[test]

@@ -2,7 +2,7 @@
 //! threads read and compute, and whatever goes wrong on the way, the logits are the same bits.
 
 use airllm::{AutoModel, Bits, Checkpoint, Generation};
-use airllm_format::{FaultSource, FileSource, LayerSource, ReadMode};
+use airllm_format::{FaultSource, LayerSource, ReadMode};
 use airllm_kernels::Cpu;
 use airllm_model::{Model, Span, Want, bind};
 use airllm_stream::{ExpertCache, Options, Pipeline, Timeline};
@@ -18,27 +18,34 @@ const PROMPTS: [&[u32]; 3] =
     [&[7, 1, 200, 3, 3, 90, 41], &[250], &[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]];
 const DECODED: usize = 3;
 
-/// A prepared model in a folder of its own.
-struct Prepared {
+/// A model in a folder of its own.
+struct Made {
     _dir: TempDir,
     checkpoint: Checkpoint,
-    shards: Vec<std::path::PathBuf>,
 }
 
-fn prepared(tied: bool, dtype: Dtype, bits: Bits, seed: u64) -> Prepared {
-    let shape = Shape { layers: 4, tied, attention_bias: tied, mlp_bias: tied, ..Shape::TINY };
-    of_shape(shape, dtype, bits, seed)
+fn shape(tied: bool) -> Shape {
+    Shape { layers: 4, tied, attention_bias: tied, mlp_bias: tied, ..Shape::TINY }
 }
 
-fn of_shape(shape: Shape, dtype: Dtype, bits: Bits, seed: u64) -> Prepared {
+fn published(shape: Shape, dtype: Dtype, seed: u64) -> Made {
     let dir = tempfile::tempdir().unwrap();
     let made = checkpoint::Checkpoint::new(shape).dtype(dtype).seed(seed).shards(2);
     made.write(&dir.path().join("model")).unwrap();
+    let checkpoint = Checkpoint::open(&dir.path().join("model"), None).unwrap();
+    Made { _dir: dir, checkpoint }
+}
+
+fn prepared(tied: bool, dtype: Dtype, bits: Bits, seed: u64) -> Made {
+    of_shape(shape(tied), dtype, bits, seed)
+}
+
+fn of_shape(shape: Shape, dtype: Dtype, bits: Bits, seed: u64) -> Made {
+    let Made { _dir: dir, checkpoint } = published(shape, dtype, seed);
     let builder = AutoModel::builder().home(dir.path().join("home")).bits(bits);
-    let published = builder.find(dir.path().join("model").to_str().unwrap()).unwrap();
-    let shards = builder.prepare(&published).unwrap();
+    let shards = builder.prepare(&checkpoint).unwrap();
     let checkpoint = Checkpoint::open(shards.dir(), None).unwrap();
-    Prepared { _dir: dir, checkpoint, shards: shards.shard_paths() }
+    Made { _dir: dir, checkpoint }
 }
 
 /// How a run is laid out, and what goes wrong in it.
@@ -79,9 +86,9 @@ fn layout() -> impl Strategy<Value = Layout> {
 }
 
 /// Logits of all prompts, in pieces of at most `tokens_per_pass`, then of a few decoded tokens; as bits.
-fn run(model: &Prepared, layout: &Layout) -> Vec<Vec<u32>> {
+fn run(model: &Made, layout: &Layout) -> Vec<Vec<u32>> {
     let mode = if layout.direct { ReadMode::Direct } else { ReadMode::Buffered };
-    let mut source = FaultSource::new(FileSource::open(&model.shards, mode).unwrap());
+    let mut source = FaultSource::new(model.checkpoint.open_source(mode).unwrap());
     source = layout.fail.iter().fold(source, |source, &n| source.fail_read(n));
     if let Some(seed) = layout.short_reads {
         source = source.short_reads(seed);
@@ -163,7 +170,7 @@ fn simple() -> Layout {
     }
 }
 
-fn check(model: &Prepared, cases: u32) {
+fn check(model: &Made, cases: u32) {
     let expected = run(model, &simple());
     let mut runner =
         proptest::test_runner::TestRunner::new(ProptestConfig { cases, ..ProptestConfig::default() });
@@ -186,6 +193,18 @@ fn logits_are_the_same_bits_for_every_plan_at_32_8_and_4_bits() {
     check(&prepared(false, Dtype::F32, Bits::Source, 3), 12);
     check(&prepared(false, Dtype::Bf16, Bits::Q8, 4), 12);
     check(&prepared(true, Dtype::Bf16, Bits::Q4, 5), 12);
+}
+
+#[test]
+fn logits_are_the_same_bits_for_every_plan_of_a_checkpoint_as_it_is() {
+    let experts = Shape { layers: 3, experts: 5, intermediate: 64, ..Shape::TINY };
+    for (shape, dtype, seed) in
+        [(shape(false), Dtype::Bf16, 8), (shape(true), Dtype::F16, 9), (experts, Dtype::Bf16, 10)]
+    {
+        let live = published(shape, dtype, seed);
+        check(&live, 12);
+        assert!(run(&live, &simple()) == run(&of_shape(shape, dtype, Bits::Source, seed), &simple()));
+    }
 }
 
 #[test]

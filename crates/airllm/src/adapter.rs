@@ -75,7 +75,8 @@ impl Adapter {
     pub fn open(dir: &Path) -> Result<Adapter> {
         let config_path = dir.join("adapter_config.json");
         if !config_path.is_file() {
-            let what = format!("{}: no adapter_config.json: expected the folder of a LoRA adapter", dir.display());
+            let what =
+                format!("{}: no adapter_config.json: expected the folder of a LoRA adapter", dir.display());
             return Err(Error::Input { what });
         }
         let config = read_json_object(&config_path)?;
@@ -83,12 +84,15 @@ impl Adapter {
         let path = dir.join("adapter_model.safetensors");
         if !path.is_file() {
             let what = match dir.join("adapter_model.bin").is_file() {
-                true => "; adapter_model.bin is there, but only safetensors are read: convert the adapter first",
+                true => {
+                    "; adapter_model.bin is there, but only safetensors are read: convert the adapter first"
+                }
                 false => "",
             };
             return Err(Error::Input { what: format!("{}: no such file{what}", path.display()) });
         }
-        let mut adapter = Adapter { dir: dir.to_path_buf(), base: settings.base.clone(), modules: BTreeMap::new() };
+        let mut adapter =
+            Adapter { dir: dir.to_path_buf(), base: settings.base.clone(), modules: BTreeMap::new() };
         adapter.read(&path, &settings)?;
         Ok(adapter)
     }
@@ -143,7 +147,8 @@ impl Adapter {
                 }
                 left.retain(|name| tensor.hf.strip_suffix(".weight") != Some(*name));
                 let rank = factors.rank;
-                let rows = tensor.spans.iter().flat_map(|span| &factors.b[span.start * rank..span.end * rank]);
+                let rows =
+                    tensor.spans.iter().flat_map(|span| &factors.b[span.start * rank..span.end * rank]);
                 let (role, a, b) = (tensor.role, factors.a.clone(), rows.copied().collect());
                 additions.push(LowRank { unit, role, rank, a, b });
             }
@@ -291,7 +296,10 @@ impl Settings {
     fn matching(&self, map: &Map<String, Value>, field: &str, module: &str) -> Result<Option<f64>> {
         for (pattern, value) in map {
             let refuse = |expected: &str| {
-                let what = format!("{}: {field}: expected {expected}, found `{pattern}`: {value}", self.path.display());
+                let what = format!(
+                    "{}: {field}: expected {expected}, found `{pattern}`: {value}",
+                    self.path.display()
+                );
                 Error::Input { what }
             };
             let name = pattern.trim_start_matches('^').trim_end_matches('$');

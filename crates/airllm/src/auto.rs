@@ -98,7 +98,8 @@ impl AutoModel {
         &self.config
     }
 
-    /// The folder of its shards, with copies of the checkpoint's configuration and tokenizer.
+    /// The folder it runs from: the checkpoint's, or that of its shards, which has copies of the checkpoint's
+    /// configuration and tokenizer.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

@@ -4,13 +4,14 @@ use crate::checkpoint::{Checkpoint, Form, Meaning, prepared_catalog, understand}
 use crate::engine::{Engine, Runner};
 use crate::error::At;
 use crate::forecast::{Forecast, Want, alternatives, forecast};
+use crate::lift::{LiftedSource, MadeFile};
 use crate::progress::Meter;
 use crate::source::Stoppable;
 use crate::{
     AutoModel, Cache, Cancel, Error, OnProgress, Preparation, Progress, Result, Stage, env, hardware,
 };
 use airllm_format::hub::{Hub, Settings};
-use airllm_format::{Bits, FileSource, Prepared, ReadMode};
+use airllm_format::{Bits, FileSource, LayerSource, Prepared, ReadMode};
 use airllm_kernels::Cpu;
 use airllm_model::{Model, bind};
 use airllm_stream::{Catalog, Hardware, Options, Pipeline, Request, Timeline};
@@ -101,6 +102,18 @@ struct Measured {
     mode: ReadMode,
 }
 
+/// What a model streams, and where from.
+struct Weights {
+    /// The folder with configuration and tokenizer.
+    dir: PathBuf,
+    files: Vec<PathBuf>,
+    catalog: Catalog,
+    /// What is made of the files while they are read; `None` for shards.
+    made: Option<Vec<MadeFile>>,
+    /// Bytes that making takes.
+    memory: u64,
+}
+
 /// Tokens of key/value cache a sequence where nothing else is said.
 const CACHE_TOKENS: usize = 4096;
 
@@ -132,7 +145,7 @@ impl Builder {
         self
     }
 
-    /// A folder for this model's shards, instead of one in the cache.
+    /// A folder for this model's shards, instead of one in the cache. They are written if they are not there.
     pub fn shards(mut self, dir: impl Into<PathBuf>) -> Self {
         self.shards = Some(dir.into());
         self
@@ -239,7 +252,7 @@ impl Builder {
         self
     }
 
-    /// Finds a model, downloads it if need be, prepares it if need be, and makes it ready to run.
+    /// Finds a model, downloads it if need be, and makes it ready to run, as [`load`](Self::load) does.
     ///
     /// `model` is a folder (a checkpoint, or prepared shards) or a hub id `org/name`.
     pub fn from_pretrained(&self, model: &str) -> Result<AutoModel> {
@@ -312,13 +325,18 @@ impl Builder {
     /// Says where every unit will live, how fast that will be, and what fewer bits would bring. Nothing
     /// is prepared for it; the disk is measured on the files at hand.
     pub fn plan(&self, checkpoint: &Checkpoint) -> Result<Forecast> {
-        let files = match self.ready(checkpoint)? {
-            Some(prepared) => prepared.shard_paths(),
-            None => checkpoint.files(),
+        let ready = self.ready(checkpoint)?;
+        let files = ready.as_ref().map_or_else(|| checkpoint.files(), Prepared::shard_paths);
+        let (catalog, making) = match checkpoint.form() {
+            Form::Published(_) if ready.is_none() && self.as_it_is(checkpoint) => {
+                let lifted = checkpoint.lifted(Bits::Source)?;
+                let making = lifted.memory(self.readers);
+                (lifted.catalog, making)
+            }
+            _ => (checkpoint.catalog(self.bits)?, 0),
         };
-        let catalog = checkpoint.catalog(self.bits)?;
         let measured = self.measure(&files)?;
-        let want = self.want(checkpoint, &catalog);
+        let want = self.want(checkpoint, &catalog, making);
         let mut forecast = forecast(checkpoint.config(), &catalog, measured.hardware, &want)?;
         forecast.disk_measured = measured.disk;
         let fewer: Result<Vec<(Bits, Catalog)>> = [Bits::Q8, Bits::Q4]
@@ -329,17 +347,23 @@ impl Builder {
         Ok(forecast)
     }
 
-    /// Makes a model ready to run: prepares it if need be, plans, and starts the stream.
+    /// Makes a model ready to run: plans, and starts the stream.
+    ///
+    /// A checkpoint at its own precision runs from its own files, unless there are finished shards of it or
+    /// [`shards`](Self::shards) asks for some; with other bits it is prepared first, if need be.
     pub fn load(&self, checkpoint: &Checkpoint) -> Result<AutoModel> {
-        let prepared = self.prepare(checkpoint)?;
         let config = checkpoint.config().clone();
-        let catalog = prepared_catalog(&prepared, &config)?;
-        let binding = bind(&config, &catalog)?;
-        let measured = self.measure(&prepared.shard_paths())?;
-        let want = self.want(checkpoint, &catalog);
+        let weights = self.weights(checkpoint)?;
+        let binding = bind(&config, &weights.catalog)?;
+        let measured = self.measure(&weights.files)?;
+        let want = self.want(checkpoint, &weights.catalog, weights.memory);
+        let catalog = weights.catalog;
         let mut forecast = forecast(&config, &catalog, measured.hardware, &want)?;
         forecast.disk_measured = measured.disk;
-        let source = FileSource::open(&prepared.shard_paths(), measured.mode)?;
+        let source: Box<dyn LayerSource> = match weights.made {
+            None => Box::new(FileSource::open(&weights.files, measured.mode)?),
+            Some(made) => Box::new(LiftedSource::open(&weights.files, measured.mode, made)?),
+        };
         let source = Arc::new(Stoppable::new(source, self.cancel.clone()));
         let options = Options::of(&forecast.plan, Arc::new(Timeline::new(self.timeline)));
         let engine: Box<dyn Engine> = match self.device {
@@ -351,12 +375,12 @@ impl Builder {
                 Box::new(Runner::new(model, weights))
             }
         };
-        let tokenizer = airllm_text::Tokenizer::open(prepared.dir()).map_err(|error| error.to_string());
+        let tokenizer = airllm_text::Tokenizer::open(&weights.dir).map_err(|error| error.to_string());
         Ok(AutoModel::new(crate::auto::Parts {
             engine,
             config,
             tokenizer,
-            dir: prepared.dir().to_path_buf(),
+            dir: weights.dir,
             eos: checkpoint.generation_config().eos.clone(),
             limit: self.limit(checkpoint),
             cancel: self.cancel.clone(),
@@ -367,6 +391,34 @@ impl Builder {
     /// The most tokens a sequence of this model may have; `None` where only memory is a limit.
     pub fn limit(&self, checkpoint: &Checkpoint) -> Option<usize> {
         self.context.or(checkpoint.context())
+    }
+
+    /// Whether a checkpoint is to run from its own files, as far as what was asked for goes.
+    fn as_it_is(&self, checkpoint: &Checkpoint) -> bool {
+        let own = matches!(self.bits, None | Some(Bits::Source));
+        matches!(checkpoint.form(), Form::Published(_)) && own && self.shards.is_none()
+    }
+
+    /// What will be streamed: shards, prepared now if need be, or the checkpoint as it is.
+    fn weights(&self, checkpoint: &Checkpoint) -> Result<Weights> {
+        if !self.as_it_is(checkpoint) || self.ready(checkpoint)?.is_some() {
+            let prepared = self.prepare(checkpoint)?;
+            return Ok(Weights {
+                dir: prepared.dir().to_path_buf(),
+                files: prepared.shard_paths(),
+                catalog: prepared_catalog(&prepared, checkpoint.config())?,
+                made: None,
+                memory: 0,
+            });
+        }
+        let lifted = checkpoint.lifted(Bits::Source)?;
+        Ok(Weights {
+            dir: checkpoint.dir().to_path_buf(),
+            files: checkpoint.files(),
+            memory: lifted.memory(self.readers),
+            catalog: lifted.catalog,
+            made: Some(lifted.made),
+        })
     }
 
     fn download(&self, id: &str) -> Result<PathBuf> {
@@ -406,7 +458,7 @@ impl Builder {
         Ok(Measured { hardware: Hardware { disk, memory }, disk: measured, mode })
     }
 
-    fn want(&self, checkpoint: &Checkpoint, catalog: &Catalog) -> Want {
+    fn want(&self, checkpoint: &Checkpoint, catalog: &Catalog, making: u64) -> Want {
         let weights: usize = catalog.units.iter().map(airllm_stream::Unit::bytes).sum();
         let limit = self.limit(checkpoint).unwrap_or(CACHE_TOKENS);
         let sequence = if self.context.is_some() { limit } else { limit.min(CACHE_TOKENS) };
@@ -423,7 +475,7 @@ impl Builder {
             batch_tokens: self.batch_tokens,
             logit_rows: self.max_batch,
             additions: Arc::from([]),
-            making: 0,
+            making,
         }
     }
 

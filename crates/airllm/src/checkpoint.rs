@@ -1,15 +1,16 @@
 //! Finding a model by path or id, and what is known of it before it runs.
 
-use crate::lift::{self, TensorPlan, UnitPlan};
+use crate::lift::{self, Lifted, LiftedSource};
 use crate::progress::Meter;
 use crate::{Cancel, ChatFormat, Error, GenerationConfig, OnProgress, Result, Stage};
 use airllm_format::shard::parse_checksum;
-use airllm_format::{Bits, Prepared, Repo};
-use airllm_model::Config;
+use airllm_format::{Bits, FileSource, LayerSource, NumFormat, Prepared, ReadMode, Repo, TensorEntry};
 use airllm_model::rope::Scaling;
+use airllm_model::{Config, TensorDecl};
 use airllm_stream::{Catalog, Tensor, Unit};
 use airllm_text::Tokenizer;
 use serde_json::Value;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 /// A model that was found: a checkpoint as published, or a folder of prepared shards. No weights have
@@ -54,8 +55,12 @@ impl Checkpoint {
             Form::Published(repo) => (repo.config(), repo.generation_config()),
             Form::Prepared(p) => (&p.manifest().config, p.manifest().generation_config.as_ref()),
         };
-        let config = parse_config(config, dir)?;
+        let mut config = parse_config(config, dir)?;
         let generation = GenerationConfig::read(generation, &config.eos)?;
+        config.reordered = match &form {
+            Form::Published(repo) => lift::reordered(repo, &config)?,
+            Form::Prepared(prepared) => reordered(prepared, &config),
+        };
         Ok(Checkpoint { name, id: id.map(str::to_owned), form, config, generation })
     }
 
@@ -150,44 +155,89 @@ impl Checkpoint {
 
     /// What there is to stream when it is stored in `bits`; `None` means as it is. Prepared shards are
     /// never wider than they are.
+    ///
+    /// As it is, its places are those of [`open_source`](Self::open_source).
     pub fn catalog(&self, bits: Option<Bits>) -> Result<Catalog> {
         let bits = bits.unwrap_or(Bits::Source);
-        let units = match &self.form {
-            Form::Published(repo) => lift::units(repo, &self.config, bits)?,
+        match &self.form {
+            Form::Published(_) => Ok(self.lifted(bits)?.catalog),
             Form::Prepared(prepared) => {
                 let catalog = prepared_catalog(prepared, &self.config)?;
-                if bits == Bits::Source {
-                    return Ok(catalog);
-                }
-                self.narrowed(&catalog, bits)?
+                Ok(if bits == Bits::Source { catalog } else { self.narrowed(catalog, bits) })
             }
-        };
-        Ok(lift::catalog(&units, &self.config))
+        }
     }
 
-    /// The units of prepared shards as they would be with fewer bits.
-    fn narrowed(&self, catalog: &Catalog, bits: Bits) -> Result<Vec<UnitPlan>> {
-        let plan = |unit: airllm_model::UnitDecl| -> Result<UnitPlan> {
-            let tensors = unit.tensors.into_iter().map(|decl| {
-                let found = catalog.find(&unit.name, &decl.name).and_then(|id| catalog.get(id));
-                let from = found.map(|tensor| tensor.format).ok_or_else(|| Error::Input {
-                    what: format!("{}: {}/{} is missing", self.dir().display(), unit.name, decl.name),
-                })?;
-                let to = lift::choose(from, decl.floor, bits);
-                Ok(TensorPlan { decl, from, to })
-            });
-            let tensors = tensors.collect::<Result<_>>()?;
-            Ok(UnitPlan { file: String::new(), name: unit.name, tensors })
+    /// The bytes that [`catalog`](Self::catalog) names, without other bits: shards, or the checkpoint's own
+    /// files and rows that are made of them while they are read.
+    pub fn open_source(&self, mode: ReadMode) -> Result<Box<dyn LayerSource>> {
+        match &self.form {
+            Form::Prepared(prepared) => Ok(Box::new(FileSource::open(&prepared.shard_paths(), mode)?)),
+            Form::Published(repo) => {
+                let made = self.lifted(Bits::Source)?.made;
+                Ok(Box::new(LiftedSource::open(repo.files(), mode, made)?))
+            }
+        }
+    }
+
+    /// What there is to stream of a checkpoint, and where from; of shards, nothing.
+    pub(crate) fn lifted(&self, bits: Bits) -> Result<Lifted> {
+        let Form::Published(repo) = &self.form else {
+            return Ok(Lifted { catalog: Catalog::default(), made: Vec::new() });
         };
-        self.config.units().into_iter().map(plan).collect()
+        let units = lift::units(repo, &self.config, bits)?;
+        Ok(Lifted::new(units, &self.config, repo.files().len(), &repo.dir().display().to_string()))
+    }
+
+    /// The catalog of prepared shards as it would be with fewer bits; its places mean nothing then.
+    fn narrowed(&self, mut catalog: Catalog, bits: Bits) -> Catalog {
+        let units = self.config.units();
+        let floors: HashMap<(&str, &str), NumFormat> = units
+            .iter()
+            .flat_map(|unit| unit.tensors.iter().map(|t| ((&*unit.name, &*t.name), t.floor)))
+            .collect();
+        for unit in &mut catalog.units {
+            for tensor in &mut unit.tensors {
+                if let Some(&floor) = floors.get(&(&*unit.name, &*tensor.name)) {
+                    tensor.format = lift::choose(tensor.format, floor, bits);
+                }
+            }
+        }
+        catalog
     }
 }
 
-/// The catalog of prepared shards: file `i` is shard `i`.
+/// The matrices of prepared shards that have the order of their columns with them.
+fn reordered(prepared: &Prepared, config: &Config) -> BTreeSet<String> {
+    let shards = prepared.manifest().shards.iter();
+    let orders: BTreeSet<(&str, &str)> = shards
+        .flat_map(|shard| {
+            shard.tensors.iter().filter_map(|t| Some((&*shard.unit, t.name.strip_suffix("_order")?)))
+        })
+        .collect();
+    if orders.is_empty() {
+        return BTreeSet::new();
+    }
+    let units = config.units();
+    let tensors = units.iter().flat_map(|unit| unit.tensors.iter().map(move |decl| (unit, decl)));
+    let ordered = tensors.filter(|(unit, decl)| orders.contains(&(&*unit.shard, &*unit.entry(decl))));
+    ordered.map(|(_, decl)| decl.hf.clone()).collect()
+}
+
+/// The catalog of prepared shards: file `i` is shard `i`. Binding refuses what is missing.
 pub(crate) fn prepared_catalog(prepared: &Prepared, config: &Config) -> Result<Catalog> {
+    let shards = prepared.manifest().shards.iter().enumerate();
+    let entries: HashMap<(&str, &str), (usize, &TensorEntry)> = shards
+        .flat_map(|(file, shard)| shard.tensors.iter().map(move |t| ((&*shard.unit, &*t.name), (file, t))))
+        .collect();
     let mut catalog = Catalog::default();
-    for (file, shard) in prepared.manifest().shards.iter().enumerate() {
-        let tensor = |entry: &airllm_format::TensorEntry| -> Result<Tensor> {
+    for unit in config.units() {
+        let found = unit.tensors.iter().filter_map(|decl| {
+            let name = unit.entry(decl);
+            let (file, entry) = entries.get(&(&*unit.shard, &*name))?;
+            Some((decl, *file, *entry))
+        });
+        let tensor = |(decl, file, entry): (&TensorDecl, usize, &TensorEntry)| -> Result<Tensor> {
             let (rows, cols) = match *entry.shape {
                 [cols] => (1, cols),
                 [rows, cols] => (rows, cols),
@@ -198,7 +248,7 @@ pub(crate) fn prepared_catalog(prepared: &Prepared, config: &Config) -> Result<C
                 }
             };
             Ok(Tensor {
-                name: entry.name.clone(),
+                name: decl.name.clone(),
                 file,
                 offset: entry.offset,
                 format: entry.format,
@@ -207,8 +257,8 @@ pub(crate) fn prepared_catalog(prepared: &Prepared, config: &Config) -> Result<C
                 checksum: parse_checksum(&entry.checksum),
             })
         };
-        let tensors = shard.tensors.iter().map(tensor).collect::<Result<_>>()?;
-        catalog.units.push(Unit { name: shard.unit.clone(), tensors, on_demand: false });
+        let tensors = found.map(tensor).collect::<Result<_>>()?;
+        catalog.units.push(Unit { name: unit.name, tensors, on_demand: unit.on_demand });
     }
     catalog.pass = lift::pass(&catalog, config);
     Ok(catalog)

@@ -102,10 +102,10 @@ pub(crate) fn forecast(
     for &context in &caches[cache..] {
         for batch_tokens in batches(want.batch_tokens, config, budget) {
             let fixed = fixed_bytes(config, catalog, context, batch_tokens, want);
-            let share = config.moe.as_ref().map_or(Share::WHOLE, |moe| Share {
-                used: moe.top_k as u32,
-                of: moe.experts as u32,
-            });
+            let share = config
+                .moe
+                .as_ref()
+                .map_or(Share::WHOLE, |moe| Share { used: moe.top_k as u32, of: moe.experts as u32 });
             let need = Need::of(catalog, fixed).with_shares(|_| share);
             match plan(&need, &hardware, &want.request) {
                 Ok(plan) => {
@@ -149,7 +149,8 @@ fn batches(asked: Option<usize>, config: &Config, budget: u64) -> Vec<usize> {
     halves[first..].to_vec()
 }
 
-/// Bytes besides weights and ring: cache, activations, logits, rows of the embedding on their way.
+/// Bytes besides weights and ring: cache, activations, logits, rows of the embedding on their way, rows
+/// that are made.
 fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, want: &Want) -> u64 {
     let row = catalog.find("embed", "embed").and_then(|id| catalog.get(id)).map_or(0, |t| t.row_bytes());
     (kv_bytes(config, cache) as u64)

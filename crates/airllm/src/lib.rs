@@ -1,7 +1,7 @@
 //! Run language models that are larger than the memory that computes them.
 //!
-//! A model is found by folder or hub id, written once as layer shards, and then streamed from disk
-//! through a fixed memory budget, token after token. [`AutoModel`] is the way in:
+//! A model is found by folder or hub id and streamed from disk through a fixed memory budget, token after
+//! token: from the files it was published in, or, with fewer bits, from layer shards that are written once. [`AutoModel`] is the way in:
 //!
 //! ```no_run
 //! use airllm::{AutoModel, Generation};
@@ -51,13 +51,13 @@ mod size;
 mod source;
 mod stop;
 
+pub use adapter::Adapter;
 pub use airllm_format::hub::Settings as HubSettings;
 pub use airllm_format::{Bits, Manifest, Prepared, Repo};
 pub use airllm_model::Config;
 pub use airllm_stream::plan::{Lane, UnitNeed};
 pub use airllm_stream::{Catalog, Hardware, Plan};
 pub use airllm_text::Tokenizer;
-pub use adapter::Adapter;
 pub use auto::{AutoModel, Hidden, Logits};
 pub use builder::{Builder, Device};
 pub use cache::{Cache, CacheEntry};

@@ -1,26 +1,23 @@
-//! Reading rows of a checkpoint, packing them, and handing them to a shard, in blocks.
+//! Making the rows of shards and handing them to their writers, in blocks.
 //!
-//! One thread reads ahead while the others pack; memory is a few blocks, however large a tensor is.
+//! Several threads each make every so-manieth block, from reading to packing, and hand them over in turn;
+//! memory is a few blocks a thread, however large a tensor is.
 
-use crate::lift::{TensorPlan, UnitPlan};
+use crate::lift::{Scratch, ShardPlan, TensorPlan, UnitPlan};
 use crate::progress::Meter;
 use crate::{Cancel, Error, Result};
 use airllm_format::Repo;
 use airllm_format::shard::ShardWriter;
-use airllm_quant::{pack_row, unpack_row};
+use airllm_quant::unpack_row;
 use std::ops::Range;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{channel, sync_channel};
 
-/// Blocks that are read and not yet packed, at most. With the one being read and the one being packed
-/// there are two more.
-const AHEAD: usize = 1;
-
-/// How units are packed.
+/// How shards are made.
 pub(crate) struct Packer<'a> {
     pub(crate) repo: &'a Repo,
-    /// Threads that pack.
+    /// Threads that make rows, one less than there are: one more keeps the disk busy meanwhile.
     pub(crate) threads: usize,
-    /// Bytes of a block as read; a single longer row is a block of its own.
+    /// Bytes of a block; a single longer row is a block of its own.
     pub(crate) block: usize,
     pub(crate) cancel: &'a Cancel,
 }
@@ -32,26 +29,21 @@ pub(crate) fn check_numbers(
     cancel: &Cancel,
     meter: &mut Meter<'_>,
 ) -> Result<()> {
-    let packer = Packer { repo, threads: 1, block: 8 << 20, cancel };
-    let total = units.iter().flat_map(|u| &u.tensors).map(TensorPlan::source_bytes).sum();
-    let (mut done, mut bytes) = (0, Vec::new());
+    let total = units.iter().flat_map(|u| &u.tensors).map(TensorPlan::bytes).sum();
+    let (mut done, mut bytes, mut scratch) = (0, Vec::new(), Scratch::default());
     for unit in units {
-        for (tensor, rows) in packer.blocks(unit) {
+        for (tensor, rows) in blocks(&unit.tensors, 8 << 20) {
             cancel.check()?;
             let plan = &unit.tensors[tensor];
-            packer.read(plan, &rows, &mut bytes)?;
-            let cols = plan.decl.cols();
+            let (size, cols) = (plan.row_bytes(), plan.decl.cols());
+            bytes.resize(rows.len() * size, 0);
+            plan.rows(repo.source(), rows.clone(), &mut scratch, &mut bytes)?;
             let mut weights = vec![0.0f32; cols];
-            for (row, packed) in rows.clone().zip(bytes.chunks_exact(plan.from.row_bytes(cols))) {
-                unpack_row(plan.from, packed, &mut weights)
-                    .map_err(|error| packer.bad_row(plan, row, &error))?;
+            for (row, packed) in rows.clone().zip(bytes.chunks_exact(size)) {
+                unpack_row(plan.to, packed, &mut weights).map_err(|error| plan.bad_row(row, error))?;
                 if let Some(col) = weights.iter().position(|w| !w.is_finite()) {
-                    let value = weights[col];
-                    return Err(packer.bad_row(
-                        plan,
-                        row,
-                        &format!("weight {col} is {value}, a number was expected"),
-                    ));
+                    let what = format!("weight {col} is {}, a number was expected", weights[col]);
+                    return Err(plan.bad_row(row, what).into());
                 }
             }
             done += bytes.len() as u64;
@@ -61,117 +53,75 @@ pub(crate) fn check_numbers(
     Ok(())
 }
 
-struct Block {
-    tensor: usize,
-    rows: Range<usize>,
-    bytes: Vec<u8>,
+/// All blocks of some tensors, in order: the tensor's index and its rows.
+fn blocks(tensors: &[TensorPlan], block: usize) -> impl Iterator<Item = (usize, Range<usize>)> + '_ {
+    tensors.iter().enumerate().flat_map(move |(tensor, plan)| {
+        let rows = plan.decl.rows();
+        let step = (block / plan.row_bytes().max(1)).max(1);
+        (0..rows).step_by(step).map(move |from| (tensor, from..(from + step).min(rows)))
+    })
 }
 
 impl Packer<'_> {
-    /// Reads, packs and writes all tensors of a unit.
-    pub(crate) fn unit(
+    /// Makes and writes all tensors of a shard.
+    pub(crate) fn shard(
         &self,
-        unit: &UnitPlan,
+        shard: &ShardPlan,
         writer: &mut ShardWriter,
         meter: &mut Meter<'_>,
     ) -> Result<()> {
+        let makers = self.threads.max(1) + 1;
         std::thread::scope(|scope| {
-            let (send, blocks) = sync_channel::<Result<Block>>(AHEAD);
-            let (give_back, spare) = std::sync::mpsc::channel::<Vec<u8>>();
-            let reader = move || {
-                for (tensor, rows) in self.blocks(unit) {
-                    let mut bytes = spare.try_recv().unwrap_or_default();
-                    let read = self.read(&unit.tensors[tensor], &rows, &mut bytes);
-                    let failed = read.is_err();
-                    // A send fails when the other side has met an error and left.
-                    if send.send(read.map(|()| Block { tensor, rows, bytes })).is_err() || failed {
-                        return;
+            let mut lanes = Vec::with_capacity(makers);
+            for maker in 0..makers {
+                // A block waits while the next one is made; a maker that is two ahead waits itself.
+                let (send, made) = sync_channel::<Result<Vec<u8>>>(0);
+                let (give_back, spare) = channel::<Vec<u8>>();
+                let make = move || {
+                    let mut scratch = Scratch::default();
+                    for (tensor, rows) in blocks(&shard.tensors, self.block).skip(maker).step_by(makers) {
+                        let plan = &shard.tensors[tensor];
+                        let mut bytes = spare.try_recv().unwrap_or_default();
+                        bytes.resize(rows.len() * plan.row_bytes(), 0);
+                        let done = plan.rows(self.repo.source(), rows, &mut scratch, &mut bytes);
+                        let failed = done.is_err();
+                        // A send fails when the other side has met an error and left.
+                        if send.send(done.map(|()| bytes).map_err(Error::from)).is_err() || failed {
+                            return;
+                        }
                     }
-                }
-            };
-            let reader =
-                std::thread::Builder::new().name("airllm-prepare-read".into()).spawn_scoped(scope, reader);
-            reader.map_err(|source| Error::Io {
-                path: unit.file.clone().into(),
-                doing: "starting a thread",
-                source,
-            })?;
-            let mut packed = Vec::new();
-            for block in blocks {
+                };
+                let thread = std::thread::Builder::new().name(format!("airllm-prepare-{maker}"));
+                thread.spawn_scoped(scope, make).map_err(|source| Error::Io {
+                    path: shard.file.clone().into(),
+                    doing: "starting a thread",
+                    source,
+                })?;
+                lanes.push((made, give_back));
+            }
+            for (number, (tensor, rows)) in blocks(&shard.tensors, self.block).enumerate() {
                 self.cancel.check()?;
-                let block = block?;
-                let plan = &unit.tensors[block.tensor];
-                if plan.from == plan.to {
-                    writer.write(&block.bytes)?;
-                    meter.add(&unit.name, block.bytes.len() as u64);
-                } else {
-                    self.pack(plan, &block, &mut packed)?;
-                    writer.write(&packed)?;
-                    meter.add(&unit.name, packed.len() as u64);
+                let (made, give_back) = &lanes[number % makers];
+                // A maker that is gone without a word has panicked.
+                let bytes = made.recv().unwrap_or(Err(Error::Poisoned))?;
+                writer.write(&bytes)?;
+                meter.add(&shard.name, bytes.len() as u64);
+                // The maker may be done already; then the buffer is dropped.
+                let _ = give_back.send(bytes);
+                let plan = &shard.tensors[tensor];
+                if rows.end == plan.decl.rows() {
+                    plan.forget(self.repo);
                 }
-                if block.rows.end == plan.decl.rows() {
-                    self.repo.forget(&plan.decl.hf);
-                }
-                // The reader may be done already; then the buffer is dropped.
-                let _ = give_back.send(block.bytes);
             }
             Ok(())
         })
     }
 
-    /// All blocks of a unit, in order: the tensor's number and its rows.
-    fn blocks<'u>(&self, unit: &'u UnitPlan) -> impl Iterator<Item = (usize, Range<usize>)> + 'u {
-        let block = self.block;
-        unit.tensors.iter().enumerate().flat_map(move |(tensor, plan)| {
-            let rows = plan.decl.rows();
-            let step = (block / plan.from.row_bytes(plan.decl.cols()).max(1)).max(1);
-            (0..rows).step_by(step).map(move |from| (tensor, from..(from + step).min(rows)))
-        })
-    }
-
-    fn read(&self, plan: &TensorPlan, rows: &Range<usize>, bytes: &mut Vec<u8>) -> Result<()> {
-        let row = plan.from.row_bytes(plan.decl.cols());
-        bytes.resize(rows.len() * row, 0);
-        let from = (rows.start * row) as u64;
-        Ok(self.repo.read(&plan.decl.hf, from..from + bytes.len() as u64, bytes)?)
-    }
-
-    /// Packs the rows of a block, each thread some of them.
-    fn pack(&self, plan: &TensorPlan, block: &Block, packed: &mut Vec<u8>) -> Result<()> {
-        let cols = plan.decl.cols();
-        let (from, to) = (plan.from.row_bytes(cols), plan.to.row_bytes(cols));
-        packed.resize(block.rows.len() * to, 0);
-        let share = block.rows.len().div_ceil(self.threads.max(1)).max(1);
-        let some = |rows: &[u8], out: &mut [u8], first: usize| -> Result<()> {
-            let mut weights = vec![0.0; cols];
-            for (i, (row, out)) in rows.chunks_exact(from).zip(out.chunks_exact_mut(to)).enumerate() {
-                let packed =
-                    unpack_row(plan.from, row, &mut weights).and_then(|()| pack_row(plan.to, &weights, out));
-                packed.map_err(|error| self.bad_row(plan, first + i, &error))?;
-            }
-            Ok(())
-        };
-        let parts = block.bytes.chunks(share * from).zip(packed.chunks_mut(share * to));
-        let parts = parts.enumerate().map(|(i, (rows, out))| (rows, out, block.rows.start + i * share));
-        let mut parts: Vec<_> = parts.collect();
-        // The last part is this thread's own.
-        let own = parts.pop();
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = parts
-                .into_iter()
-                .map(|(rows, out, first)| scope.spawn(move || some(rows, out, first)))
-                .collect();
-            let mut result = own.map_or(Ok(()), |(rows, out, first)| some(rows, out, first));
-            for thread in threads {
-                result = result.and(thread.join().unwrap_or(Err(Error::Poisoned)));
-            }
-            result
-        })
-    }
-
-    fn bad_row(&self, plan: &TensorPlan, row: usize, error: &dyn std::fmt::Display) -> Error {
-        let at = self.repo.tensor(&plan.decl.hf).and_then(|t| self.repo.files().get(t.file));
-        let path = at.map_or(self.repo.dir(), |p| p.as_path()).display();
-        Error::Input { what: format!("{path}: tensor `{}`, row {row}: {error}", plan.decl.hf) }
+    /// The block size with which `threads` threads stay within `memory` bytes, about.
+    pub(crate) fn block_within(memory: u64, threads: usize) -> usize {
+        // Each maker has a block at hand and one that comes back; what is made of larger rows takes some
+        // more.
+        let makers = threads.max(1) as u64 + 1;
+        usize::try_from(memory / (3 * makers)).unwrap_or(usize::MAX).clamp(64 << 10, 8 << 20)
     }
 }

@@ -4,7 +4,7 @@
 //! last, and a second run accepts the shards of the first after checking every byte of them. The
 //! result does not depend on how often it was interrupted.
 
-use crate::lift::{self, UnitPlan};
+use crate::lift::{self, ShardPlan};
 use crate::lock::Lock;
 use crate::pack::Packer;
 use crate::progress::Meter;
@@ -24,7 +24,7 @@ pub struct Preparation<'a> {
     id: Option<String>,
     bits: Bits,
     threads: usize,
-    block: usize,
+    memory: u64,
     check_existing: bool,
     cancel: Cancel,
     progress: &'a OnProgress,
@@ -40,7 +40,7 @@ impl<'a> Preparation<'a> {
             id: None,
             bits: Bits::Source,
             threads: 1,
-            block: 8 << 20,
+            memory: u64::MAX,
             check_existing: false,
             cancel: Cancel::new(),
             progress: &|_| {},
@@ -68,9 +68,7 @@ impl<'a> Preparation<'a> {
 
     /// The most memory for blocks of rows. A single row is never cut, so very long ones may take more.
     pub fn memory(mut self, bytes: u64) -> Self {
-        // Three blocks are read or waiting, one is packed; a row widened to f32 may take twice its bytes.
-        let share = usize::try_from(bytes / 6).unwrap_or(usize::MAX);
-        self.block = share.clamp(64 << 10, 8 << 20);
+        self.memory = bytes;
         self
     }
 
@@ -101,8 +99,7 @@ impl<'a> Preparation<'a> {
 
     /// Bytes that the shards will have, about.
     pub fn bytes(&self) -> Result<u64> {
-        let units = lift::units(self.repo, self.config, self.bits)?;
-        Ok(units.iter().map(|u| u.bytes() + SHARD_EXTRA).sum())
+        Ok(self.shards()?.iter().map(|shard| shard.bytes() + SHARD_EXTRA).sum())
     }
 
     /// Writes the shards to `out`, or finds them there.
@@ -110,7 +107,7 @@ impl<'a> Preparation<'a> {
     /// Waits while another process prepares the same folder. A folder that holds shards of another
     /// checkpoint or recipe is refused, not overwritten.
     pub fn run(&self, out: &Path) -> Result<Prepared> {
-        let units = lift::units(self.repo, self.config, self.bits)?;
+        let shards = self.shards()?;
         let source = SourceEntry { id: self.id.clone(), fingerprint: self.repo.fingerprint()? };
         if let Some(done) = self.existing(out, &source)?.filter(|_| !self.check_existing) {
             return Ok(done);
@@ -121,8 +118,12 @@ impl<'a> Preparation<'a> {
         if let Some(done) = self.existing(out, &source)?.filter(|_| !self.check_existing) {
             return Ok(done);
         }
-        self.check_space(out, &units)?;
-        self.write(out, &units, source)
+        self.check_space(out, &shards)?;
+        self.write(out, &shards, source)
+    }
+
+    fn shards(&self) -> Result<Vec<ShardPlan>> {
+        Ok(lift::shards(lift::units(self.repo, self.config, self.bits)?))
     }
 
     /// The finished folder, if it is one. An unfinished or damaged one is `None`, one that holds
@@ -152,11 +153,12 @@ impl<'a> Preparation<'a> {
         }
     }
 
-    fn check_space(&self, out: &Path, units: &[UnitPlan]) -> Result<()> {
-        let there = |unit: &UnitPlan| std::fs::metadata(out.join(&unit.file)).map_or(0, |m| m.len());
+    fn check_space(&self, out: &Path, shards: &[ShardPlan]) -> Result<()> {
+        let there = |shard: &ShardPlan| std::fs::metadata(out.join(&shard.file)).map_or(0, |m| m.len());
         let side: u64 =
             self.repo.side_files()?.iter().map(|f| std::fs::metadata(f).map_or(0, |m| m.len())).sum();
-        let shards: u64 = units.iter().map(|u| (u.bytes() + SHARD_EXTRA).saturating_sub(there(u))).sum();
+        let shards: u64 =
+            shards.iter().map(|shard| (shard.bytes() + SHARD_EXTRA).saturating_sub(there(shard))).sum();
         let (needed, free) = (shards + side, (self.free_space)(out)?);
         if needed > free {
             let what = format!("preparing {}", self.repo.dir().display());
@@ -165,29 +167,29 @@ impl<'a> Preparation<'a> {
         Ok(())
     }
 
-    fn write(&self, out: &Path, units: &[UnitPlan], source: SourceEntry) -> Result<Prepared> {
+    fn write(&self, out: &Path, shards: &[ShardPlan], source: SourceEntry) -> Result<Prepared> {
         // From here on the folder does not count as prepared until its manifest is written anew.
         Manifest::remove(out)?;
-        let packer =
-            Packer { repo: self.repo, threads: self.threads, block: self.block, cancel: &self.cancel };
-        let total = units.iter().map(UnitPlan::bytes).sum();
+        let block = Packer::block_within(self.memory, self.threads);
+        let packer = Packer { repo: self.repo, threads: self.threads, block, cancel: &self.cancel };
+        let total = shards.iter().map(ShardPlan::bytes).sum();
         let mut meter = Meter::new(Stage::Prepare, total, self.progress);
         let architecture = self.config.arch.hf.first().copied().unwrap_or(self.config.arch.name);
         let recipe = Recipe { bits: self.bits };
         let mut manifest = Manifest::new(architecture.to_owned(), source, recipe, self.repo.config().clone());
         manifest.generation_config = self.repo.generation_config().cloned();
-        for unit in units {
+        for shard in shards {
             self.cancel.check()?;
-            meter.tell(&unit.name);
-            let tag = unit.tag(&manifest.source.fingerprint, self.bits);
-            let entry = match accept(out, &unit.file, &tag, &unit.specs())? {
+            meter.tell(&shard.name);
+            let tag = shard.tag(&manifest.source.fingerprint, self.bits);
+            let entry = match accept(out, &shard.file, &tag, &shard.specs())? {
                 Some(entry) => {
-                    meter.resume(&unit.name, unit.bytes());
+                    meter.resume(&shard.name, shard.bytes());
                     entry
                 }
                 None => {
-                    let mut writer = ShardWriter::create(out, &unit.file, &tag, unit.specs())?;
-                    packer.unit(unit, &mut writer, &mut meter)?;
+                    let mut writer = ShardWriter::create(out, &shard.file, &tag, shard.specs())?;
+                    packer.shard(shard, &mut writer, &mut meter)?;
                     writer.finish()?
                 }
             };

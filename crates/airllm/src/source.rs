@@ -1,18 +1,18 @@
 //! A source that refuses to read once the user has asked to stop.
 
 use crate::Cancel;
-use airllm_format::{Error, FileSource, LayerSource, Result};
+use airllm_format::{Error, LayerSource, Result};
 use std::path::PathBuf;
 
 /// Passes reads on to the files until the cancel flag is set. Then every read fails at once, so that
 /// nothing waits for a disk whose bytes nobody wants.
 pub(crate) struct Stoppable {
-    files: FileSource,
+    files: Box<dyn LayerSource>,
     cancel: Cancel,
 }
 
 impl Stoppable {
-    pub(crate) fn new(files: FileSource, cancel: Cancel) -> Self {
+    pub(crate) fn new(files: Box<dyn LayerSource>, cancel: Cancel) -> Self {
         Stoppable { files, cancel }
     }
 }

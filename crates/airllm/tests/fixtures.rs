@@ -141,3 +141,23 @@ fn biases() {
 fn f32_weights() {
     check("llama_f32", 3e-4, 3e-4);
 }
+
+// Checkpoints that come quantised.
+
+#[test]
+fn gptq() {
+    check("gptq_sym_g128", 2e-4, 3e-4);
+    check("gptq_actorder", 2e-4, 3e-4);
+}
+
+#[test]
+fn awq() {
+    check("awq_gemm", 2e-4, 3e-4);
+}
+
+#[test]
+fn bitsandbytes() {
+    check("bnb_nf4", 2e-4, 3e-4);
+    check("bnb_nf4_double", 2e-4, 3e-4);
+    check("bnb_int8", 2e-4, 3e-4);
+}

@@ -55,7 +55,7 @@ pub struct Common {
 pub enum Command {
     /// Continue a prompt
     Generate(Generate),
-    /// Write a checkpoint's shards, ready to stream
+    /// Write a checkpoint's shards: with fewer bits, or in the order of use
     Prepare(Prepare),
     /// Say what a checkpoint or a folder of shards holds
     Inspect(Inspect),
@@ -73,7 +73,8 @@ pub enum Command {
 #[derive(Debug, Args, Clone)]
 #[command(next_help_heading = "Model options")]
 pub struct Weights {
-    /// Bits a weight: 16 keeps the checkpoint's own precision, 8 and 4 make it smaller and faster
+    /// Bits a weight: 16 keeps the checkpoint's own precision and runs from its own files; 8 and 4 make it
+    /// smaller and faster, and prepare it once
     #[arg(long, value_name = "16|8|4")]
     pub bits: Option<BitWidth>,
     /// Never use the network

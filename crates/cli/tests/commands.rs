@@ -265,11 +265,34 @@ fn cache_is_listed_and_cleaned() {
 fn a_changed_checkpoint_is_prepared_anew() {
     let place = Place::with_model();
     let model = place.model();
-    let args = ["generate", "-m", &model, "--input-ids", "1,2", "-n", "4"];
+    let args = ["generate", "-m", &model, "--input-ids", "1,2", "-n", "4", "--bits", "8"];
     let before = place.json(&args);
     edit(&place.path("model/config.json"), |config| config["rms_norm_eps"] = 0.5.into());
     let after = place.json(&args);
     assert_ne!(before["physics"]["logits_hash"], after["physics"]["logits_hash"]);
+    assert_eq!(place.json(&["cache", "list"])["entries"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_checkpoint_at_its_own_precision_runs_as_it_is() {
+    let place = Place::with_model();
+    let model = place.model();
+    let shown = |args: &[&str]| {
+        let object =
+            place.json(&[&["generate", "-m", &model, "--input-ids", "1,2", "-n", "4"], args].concat());
+        (object["ids"].clone(), object["physics"]["logits_hash"].clone())
+    };
+    let live = shown(&[]);
+    assert_eq!(shown(&["--bits", "16", "--ram", "5MB"]), live);
+    place.ok(&["plan", "-m", &model]);
+    place.ok(&["generate", "x", "-n", "1"]);
+    // No second copy of anything, the demo model included.
+    assert_eq!(place.json(&["cache", "list"])["entries"], serde_json::json!([]));
+    // Shards that are there are used, whatever has become of the weights.
+    place.ok(&["prepare", "-m", &model]);
+    assert_eq!(shown(&[]), live);
+    // Other bits need shards of their own.
+    assert_ne!(shown(&["--bits", "8"]).1, live.1);
     assert_eq!(place.json(&["cache", "list"])["entries"].as_array().unwrap().len(), 2);
 }
 
@@ -288,7 +311,6 @@ fn trace_and_timeline() {
 #[test]
 fn closed_output_is_no_error() {
     let place = Place::new();
-    place.ok(&["prepare"]);
     let mut child = place.command(&["generate", "The", "-n", "400", "--ignore-eos"]).spawn().unwrap();
     let mut out = child.stdout.take().unwrap();
     out.read_exact(&mut [0; 2]).unwrap();
@@ -307,7 +329,6 @@ fn signal(child: &std::process::Child, name: &str) {
 #[test]
 fn ctrl_c_shows_what_there_is() {
     let place = Place::new();
-    place.ok(&["prepare"]);
     for json in [false, true] {
         let mut args = vec!["generate", "The", "-n", "490", "--ignore-eos", "--threads", "1"];
         args.extend(json.then_some("--json"));

@@ -130,6 +130,11 @@ impl Repo {
         &self.paths
     }
 
+    /// The bytes of [`files`](Self::files), read through the page cache.
+    pub fn source(&self) -> &FileSource {
+        &self.source
+    }
+
     /// Bytes of all tensors.
     pub fn bytes(&self) -> u64 {
         self.tensors.iter().map(|t| t.info.bytes).sum()

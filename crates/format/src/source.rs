@@ -26,3 +26,25 @@ pub trait LayerSource: Send + Sync + 'static {
     /// bytes come back as zeros.
     fn read_at(&self, file: usize, offset: u64, buf: &mut [u8]) -> Result<()>;
 }
+
+impl LayerSource for Box<dyn LayerSource> {
+    fn files(&self) -> usize {
+        (**self).files()
+    }
+
+    fn name(&self, file: usize) -> &str {
+        (**self).name(file)
+    }
+
+    fn len(&self, file: usize) -> u64 {
+        (**self).len(file)
+    }
+
+    fn alignment(&self) -> usize {
+        (**self).alignment()
+    }
+
+    fn read_at(&self, file: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        (**self).read_at(file, offset, buf)
+    }
+}
