@@ -105,7 +105,6 @@ fn run(model: &Made, layout: &Layout) -> Vec<Vec<u32>> {
         slots: layout.slots,
         slot_bytes: layout.slot_bytes,
         readers: layout.readers,
-        experts: airllm_stream::ExpertCache::default(),
         timeline: Arc::new(Timeline::new(false)),
     };
     let device = Arc::new(Cpu::new(layout.threads));

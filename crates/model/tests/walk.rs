@@ -127,7 +127,6 @@ fn walk(json: &Value, discrete: bool) -> Walk {
         slot_bytes: 8192,
         experts: ExpertCache { slots: 2, slot_bytes: 8192 },
         readers: 1,
-        experts: airllm_stream::ExpertCache::default(),
         timeline: Arc::new(Timeline::new(false)),
     };
     let binding = bind(&config, &catalog).unwrap();

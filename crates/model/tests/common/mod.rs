@@ -213,7 +213,6 @@ impl Run {
             // An expert is several stripes, and some stay from token to token.
             experts: ExpertCache { slots: 5, slot_bytes: 8192 },
             readers: 1,
-            experts: airllm_stream::ExpertCache::default(),
             timeline: Arc::new(Timeline::new(false)),
         };
         let weights = Pipeline::start(device.clone(), source, catalog, &options).unwrap();
