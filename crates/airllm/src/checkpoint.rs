@@ -106,7 +106,7 @@ impl Checkpoint {
     /// length (dynamic NTK).
     pub fn context(&self) -> Option<usize> {
         match self.config.rotary.scaling {
-            Scaling::Dynamic { .. } => None,
+            Scaling::Dynamic { .. } | Scaling::PromptNtk { .. } => None,
             _ => Some(self.config.max_positions),
         }
     }

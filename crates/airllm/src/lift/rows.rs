@@ -39,7 +39,8 @@ impl TensorPlan {
             return self.vector(files, scratch, out);
         }
         let (cols, row) = (self.decl.cols(), self.row_bytes());
-        let as_is = self.decl.fold == Fold::None && self.stored.format() == self.to;
+        let as_is =
+            self.decl.fold == Fold::None && self.stored.format() == self.to && self.adapters.is_empty();
         let mut rest = out;
         for piece in pieces(&self.decl.spans, rows) {
             let (out, after) = rest.split_at_mut((piece.len() * row).min(rest.len()));
@@ -85,6 +86,9 @@ impl TensorPlan {
             for (row, (packed, out)) in (first..last).zip(pairs) {
                 let done = unpack_row(from, packed, weights).and_then(|()| {
                     fold(self.decl.fold, weights);
+                    for factors in self.adapters.iter().filter_map(|a| a.factors(&self.decl.hf)) {
+                        factors.add_to(row, weights);
+                    }
                     pack_row(self.to, weights, out)
                 });
                 done.map_err(|error| self.stored.main().bad_row(row, error))?;
