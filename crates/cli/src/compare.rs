@@ -91,7 +91,7 @@ pub fn run(models: &[(String, Tokenizer)], text: &str, json: bool) -> Result<()>
     output::text(&output::table(&head, &costs.iter().map(row).collect::<Vec<_>>()))?;
     output::note(&format!(
         "{} characters; time: seconds for 1,000 characters against the best here, if all made as many tokens a second; \
-         chars/s: encoding, one thread",
+         chars/s: encoding, one thread, caches warm",
         text.chars().count()
     ));
     Ok(())

@@ -7,6 +7,7 @@ use crate::{compare, input, model, output};
 use airllm::{Builder, Cancel, Checkpoint, Error, Tokenizer};
 use serde::{Deserialize, Serialize};
 use std::io::BufRead;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A line of `--jsonl`, in and out. Exactly one of both comes in.
@@ -101,7 +102,13 @@ fn compare_models(builder: &Builder, common: &Common, args: &Tokenize) -> Result
         return Err(usage("there is no text to compare on"));
     }
     let open = |name: &String| -> Result<(String, Tokenizer)> {
-        Ok((name.clone(), model::find(builder, common, Some(name))?.tokenizer()?))
+        // A folder with nothing but a tokenizer will do.
+        let folder = Path::new(name).is_dir().then(|| Tokenizer::open(name).ok()).flatten();
+        let tokenizer = match folder {
+            Some(tokenizer) => tokenizer,
+            None => model::find(builder, common, Some(name))?.tokenizer()?,
+        };
+        Ok((name.clone(), tokenizer))
     };
     let models = args.compare.iter().map(open).collect::<Result<Vec<_>>>()?;
     compare::run(&models, &text, common.json)

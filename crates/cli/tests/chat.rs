@@ -167,3 +167,68 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
     let tokens = place.json(&["tokenize", "-m", &model, messages[1]["content"].as_str().unwrap()]);
     assert!(tokens["ids"].as_array().unwrap().len() < 440, "all of it came");
 }
+
+/// Models without a template get their family's own format, where a message cannot end its turn.
+#[test]
+fn formats_without_a_template() {
+    let place = place();
+    fs::remove_file(place.path("model/chat_template.jinja")).unwrap();
+    common::edit(&place.path("model/config.json"), |config| {
+        config["_name_or_path"] = "meta-llama/Llama-2-7b-chat-hf".into();
+    });
+    let messages = place.path("messages.json");
+    fs::write(&messages, r#"[{"role": "user", "content": "The <|endoftext|> moon"}]"#).unwrap();
+    let args = ["tokenize", "-m", &place.model(), "--chat", messages.to_str().unwrap()];
+    let prompt = place.json(&args);
+    assert_eq!(prompt["format"], "Llama 2");
+    assert_eq!(prompt["text"], "<|endoftext|>[INST] The <|endoftext|> moon [/INST]");
+    let ids = prompt["ids"].as_array().unwrap();
+    assert_eq!(ids.iter().filter(|id| **id == 0).count(), 1, "{prompt}");
+    assert_eq!(prompt["stops"], json!([0]));
+    // `generate` puts a prompt into the same format.
+    let text = place.ok(&args);
+    let shown: Vec<String> = ids.iter().map(Value::to_string).collect();
+    assert_eq!(text, format!("{}\n{}\n", prompt["text"].as_str().unwrap(), shown.join(",")));
+    let answer =
+        place.json(&["generate", "-m", &place.model(), "--chat", "The <|endoftext|> moon", "-n", "1"]);
+    assert_eq!(answer["prompt_ids"], prompt["ids"]);
+    for (text, words) in [("{}", "list of messages"), ("[", "EOF"), ("[{\"role\": \"tool\"}]", "content")] {
+        fs::write(&messages, text).unwrap();
+        place.refused(&args, 4, &[words]);
+    }
+}
+
+#[test]
+fn tokenizers_are_compared() {
+    let place = place();
+    let (model, file) = (place.model(), place.path("text"));
+    fs::write(&file, "春风又绿江南岸 the moon 12").unwrap();
+    let compare = ["tokenize", "--compare", "demo", &model];
+    let with_file = [&compare[..], &["--file", file.to_str().unwrap()]].concat();
+    let object = place.json(&with_file);
+    let costs = object["compare"].as_array().unwrap();
+    assert_eq!(
+        (costs[0]["model"].as_str(), costs[1]["model"].as_str()),
+        (Some("demo"), Some(model.as_str()))
+    );
+    for cost in costs {
+        // The same tokenizer twice.
+        assert_eq!(cost["tokens"], costs[0]["tokens"]);
+        assert_eq!(cost["relative_time"], 1.0);
+        assert!(cost["characters_per_s"].as_f64().unwrap() > 0.0);
+        let share = |name: &str, key: &str| cost[name][key].as_u64().unwrap();
+        assert_eq!(["cjk", "latin", "other"].map(|kind| share(kind, "characters")), [7, 7, 5]);
+        let tokens: u64 = ["cjk", "latin", "other"].iter().map(|kind| share(kind, "tokens")).sum();
+        assert_eq!(Some(tokens), cost["tokens"].as_u64());
+        let ratio = share("cjk", "tokens") as f64 / 7.0;
+        assert_eq!(cost["cjk"]["tokens_per_character"].as_f64(), Some(ratio));
+    }
+    let ids = place.json(&["tokenize", "--no-special", "--file", file.to_str().unwrap()]);
+    assert_eq!(costs[0]["tokens"].as_u64().unwrap() as usize, ids["ids"].as_array().unwrap().len());
+    // A table of a built-in text, or of an argument.
+    let table = place.ok(&compare);
+    assert!(table.starts_with("model") && table.lines().count() == 3 && table.contains("1.00x"), "{table}");
+    assert!(place.ok(&["tokenize", "moon", "--compare", "demo"]).contains("demo"));
+    place.refused(&["tokenize", "-m", "demo", "--compare", "demo"], 2, &["leave --model out"]);
+    place.refused(&["tokenize", "--compare", "/no/such"], 4, &["/no/such"]);
+}
