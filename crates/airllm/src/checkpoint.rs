@@ -124,9 +124,9 @@ impl Checkpoint {
         Ok(Tokenizer::open(self.dir())?)
     }
 
-    /// Its chat template.
+    /// Its chat format.
     pub fn chat(&self) -> Result<ChatFormat> {
-        ChatFormat::open(self.dir())
+        ChatFormat::of(self)
     }
 
     /// Reads everything. Of prepared shards all checksums are compared; a checkpoint has none, so of it

@@ -61,7 +61,7 @@ pub use airllm_text::Tokenizer;
 pub use auto::{AutoModel, Hidden, Logits};
 pub use builder::{Builder, Device};
 pub use cache::{Cache, CacheEntry};
-pub use chat::ChatFormat;
+pub use chat::{ChatFormat, Message};
 pub use checkpoint::{Checkpoint, Form};
 pub use error::{Error, ErrorKind, Result};
 pub use forecast::{Alternative, Forecast};

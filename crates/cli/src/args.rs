@@ -55,6 +55,8 @@ pub struct Common {
 pub enum Command {
     /// Continue a prompt
     Generate(Generate),
+    /// Talk with a chat model
+    Chat(Chat),
     /// Write a checkpoint's shards: with fewer bits, or in the order of use
     Prepare(Prepare),
     /// Say what a checkpoint or a folder of shards holds
@@ -115,7 +117,7 @@ pub struct Generate {
     /// The prompt as token ids, to which nothing is added; once for each prompt
     #[arg(long, value_name = "1,2,3", conflicts_with = "prompts")]
     pub input_ids: Vec<Ids>,
-    /// Put each prompt into the model's chat template, as the user's message
+    /// Put each prompt into the model's chat format, as the user's message
     #[arg(long, conflicts_with = "input_ids")]
     pub chat: bool,
     #[command(flatten)]
@@ -135,12 +137,33 @@ pub struct Generate {
     pub tuning: Tuning,
 }
 
+/// Lines are messages; one that ends in \\ goes on in the next, and """ begins and ends one of many lines.
+/// /help lists the commands. Ctrl-C stops an answer, and leaves at the prompt, as does Ctrl-D.
+#[derive(Debug, Args)]
+pub struct Chat {
+    /// What the model should be or know, said before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Go on with a conversation that /save has written
+    #[arg(long, value_name = "FILE")]
+    pub load: Option<PathBuf>,
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// Tokens of context to make room for; the model's, but no more than 4096, if not given
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    #[command(flatten)]
+    pub weights: Weights,
+    #[command(flatten)]
+    pub tuning: Tuning,
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct Sampling {
-    /// The most tokens to add
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
-    pub max_new_tokens: usize,
+    /// The most tokens to add; 128 if not given, 1024 in a chat
+    #[arg(short = 'n', long, value_name = "N")]
+    pub max_new_tokens: Option<usize>,
     /// 0 takes the most likely token each time; 1 draws as the model says; above, more freely
     #[arg(short, long, value_name = "T", default_value_t = 0.0)]
     pub temperature: f32,
@@ -238,6 +261,17 @@ pub struct Tokenize {
     /// Read JSON lines, {"text": …} or {"ids": […]}, from standard input and answer each with both
     #[arg(long, conflicts_with_all = ["text", "ids"])]
     pub jsonl: bool,
+    /// Render a conversation, a JSON list of messages ("-" is standard input), in the model's chat format:
+    /// the prompt and its ids
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "ids", "jsonl", "compare"])]
+    pub chat: Option<PathBuf>,
+    /// Compare the tokenizers of several models, named as for --model, on the text (or a sample of
+    /// Chinese, English and code): tokens a character, characters a second
+    #[arg(long, value_name = "MODEL", num_args = 1.., conflicts_with_all = ["ids", "jsonl"])]
+    pub compare: Vec<String>,
+    /// Read the text from a file; "-" is standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["text", "ids", "jsonl", "chat"])]
+    pub file: Option<PathBuf>,
     /// Add no special tokens to a text
     #[arg(long)]
     pub no_special: bool,
