@@ -58,14 +58,15 @@ pub(crate) struct Factors {
 }
 
 impl Factors {
-    /// Adds rows `first..` of the product to rows of `cols` weights.
-    pub(crate) fn add_to(&self, first: usize, rows: &mut [f32]) {
-        for (row, weights) in rows.chunks_exact_mut(self.cols).enumerate() {
-            let b = &self.b[(first + row) * self.rank..][..self.rank];
-            for (&b, a) in b.iter().zip(self.a.chunks_exact(self.cols)) {
-                weights.iter_mut().zip(a).for_each(|(w, a)| *w += b * a);
-            }
+    /// Adds a row of the product to a row of weights. What is added is summed first, as it is where an
+    /// adapter is applied beside the weights.
+    pub(crate) fn add_to(&self, row: usize, weights: &mut [f32]) {
+        let b = &self.b[row * self.rank..][..self.rank];
+        let mut sums = vec![0.0; self.cols];
+        for (&b, a) in b.iter().zip(self.a.chunks_exact(self.cols)) {
+            sums.iter_mut().zip(a).for_each(|(sum, a)| *sum += b * a);
         }
+        weights.iter_mut().zip(sums).for_each(|(w, sum)| *w += sum);
     }
 }
 

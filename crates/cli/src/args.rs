@@ -59,6 +59,8 @@ pub enum Command {
     Chat(Chat),
     /// Write a checkpoint's shards: with fewer bits, or in the order of use
     Prepare(Prepare),
+    /// Fold LoRA adapters into a checkpoint's weights
+    Merge(Merge),
     /// Say what a checkpoint or a folder of shards holds
     Inspect(Inspect),
     /// Say where every layer will live, and how fast that will be
@@ -69,6 +71,26 @@ pub enum Command {
     Tokenize(Tokenize),
     /// List or clean the prepared shards
     Cache(Cache),
+}
+
+/// Writes the checkpoint anew, in its own layout and precision; with --bits as shards.
+#[derive(Debug, Args)]
+pub struct Merge {
+    /// Folder of a LoRA adapter; may be given several times
+    #[arg(long, value_name = "DIR", required = true)]
+    pub adapter: Vec<PathBuf>,
+    /// New folder for the result
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Write shards instead, with so many bits a weight; 16 is the checkpoint's own precision
+    #[arg(long, value_name = "16|8|4")]
+    pub bits: Option<BitWidth>,
+    /// Never use the network
+    #[arg(long)]
+    pub offline: bool,
+    /// Branch, tag or commit of a hub id
+    #[arg(long, value_name = "REV")]
+    pub revision: Option<String>,
 }
 
 /// How a model is stored and fetched.
@@ -85,6 +107,15 @@ pub struct Weights {
     /// Branch, tag or commit of a hub id
     #[arg(long, value_name = "REV")]
     pub revision: Option<String>,
+}
+
+/// What is added to the weights while they are used.
+#[derive(Debug, Args, Clone)]
+#[command(next_help_heading = "Model options")]
+pub struct Adapters {
+    /// Folder of a LoRA adapter to apply, the weights staying as they are; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Vec<PathBuf>,
 }
 
 /// The shape of the stream. The results are the same whatever it is.
@@ -134,6 +165,8 @@ pub struct Generate {
     #[command(flatten)]
     pub weights: Weights,
     #[command(flatten)]
+    pub adapters: Adapters,
+    #[command(flatten)]
     pub tuning: Tuning,
 }
 
@@ -154,6 +187,8 @@ pub struct Chat {
     pub context: Option<usize>,
     #[command(flatten)]
     pub weights: Weights,
+    #[command(flatten)]
+    pub adapters: Adapters,
     #[command(flatten)]
     pub tuning: Tuning,
 }
@@ -230,6 +265,8 @@ pub struct Plan {
     #[command(flatten)]
     pub weights: Weights,
     #[command(flatten)]
+    pub adapters: Adapters,
+    #[command(flatten)]
     pub tuning: Tuning,
 }
 
@@ -246,6 +283,8 @@ pub struct Logits {
     pub hidden: bool,
     #[command(flatten)]
     pub weights: Weights,
+    #[command(flatten)]
+    pub adapters: Adapters,
     #[command(flatten)]
     pub tuning: Tuning,
 }

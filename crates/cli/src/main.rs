@@ -1,4 +1,4 @@
-//! The `airllm` command: generate, chat, prepare, inspect, plan, logits, tokenize, cache.
+//! The `airllm` command: generate, chat, prepare, merge, inspect, plan, logits, tokenize, cache.
 //!
 //! Standard output carries only results; progress and the closing physics line go to standard error.
 //! Everything a command does is done by the `airllm` library; here are arguments, bars and tables.
@@ -13,6 +13,7 @@ mod generate;
 mod input;
 mod inspect;
 mod logits;
+mod merge;
 mod model;
 mod output;
 mod plan;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(common, args, &cancel),
         Command::Chat(args) => chat::run(common, args, &cancel),
         Command::Prepare(args) => prepare::run(common, args, &cancel),
+        Command::Merge(args) => merge::run(common, args, &cancel),
         Command::Inspect(args) => inspect::run(common, args, &cancel),
         Command::Plan(args) => plan::run(common, args, &cancel),
         Command::Logits(args) => logits::run(common, args, &cancel),
