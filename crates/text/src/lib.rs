@@ -41,6 +41,7 @@ mod bytes;
 mod clock;
 mod config;
 mod error;
+mod gguf;
 mod json;
 mod merge;
 mod prefixes;
@@ -56,5 +57,6 @@ mod vocabulary;
 
 pub use clock::DateTime;
 pub use error::{Error, Result};
+pub use gguf::GgufVocabulary;
 pub use template::{Chat, ChatTemplate};
 pub use tokenizer::{Detokenizer, Special, SpecialTokens, Tokenizer};

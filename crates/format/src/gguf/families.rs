@@ -48,6 +48,11 @@ const LLAMA: Family = Family {
     interleaved: true,
     ..family("LlamaForCausalLM", "llama", &names::LLAMA, Spelling::Llama)
 };
+/// Llama with a window. Other converters do not write one.
+const MISTRAL: Family = Family {
+    interleaved: true,
+    ..family("MistralForCausalLM", "mistral", &names::LLAMA, Spelling::Llama)
+};
 const MIXTRAL: Family = Family {
     interleaved: true,
     ..family("MixtralForCausalLM", "mixtral", &names::MIXTRAL, Spelling::Mixtral)
@@ -72,6 +77,7 @@ pub(super) fn find(gguf: &Gguf, has: &dyn Fn(&str) -> bool) -> Result<Option<&'s
     let keys = Keys::new(gguf);
     Ok(Some(match keys.arch {
         "llama" if keys.whole("expert_count")?.unwrap_or(0) > 0 => &MIXTRAL,
+        "llama" if keys.whole("attention.sliding_window")?.unwrap_or(0) > 0 => &MISTRAL,
         "llama" => &LLAMA,
         // The conversion splits `W_pack`; what is left of Baichuan 7B is a Llama. The 13B has no rotary
         // embedding, which its file does not say: other readers know it by its 40 layers.
