@@ -4,6 +4,7 @@
 
 mod chat;
 mod common;
+mod gguf;
 mod refusals;
 mod stream;
 mod vectors;
