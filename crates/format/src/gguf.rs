@@ -60,8 +60,10 @@ impl Gguf {
             // The length of a head is known only when it has been read.
             let have = head.len();
             head.resize(len as usize, 0);
-            file.read_exact_at(&mut head[have..], have as u64)
-                .map_err(Error::io(path, format!("reading the head, {} bytes at {have}", len - have as u64)))?;
+            file.read_exact_at(&mut head[have..], have as u64).map_err(Error::io(
+                path,
+                format!("reading the head, {} bytes at {have}", len - have as u64),
+            ))?;
             match parse::parse(&head, file_len, path) {
                 Err(parse::Stop::Wrong(error)) => return Err(error),
                 Err(parse::Stop::More) if len < file_len.min(MAX_HEAD) => {

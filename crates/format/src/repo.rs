@@ -106,7 +106,8 @@ impl Repo {
     fn open_gguf(path: &Path, file: &Path) -> Result<Self> {
         let set = gguf::Set::open(file)?;
         let configs = [Some(&set.config), set.generation_config.as_ref()];
-        let config_bytes = configs.into_iter().flatten().map(|config| config.to_string().into_bytes()).collect();
+        let config_bytes =
+            configs.into_iter().flatten().map(|config| config.to_string().into_bytes()).collect();
         Ok(Self {
             path: path.to_path_buf(),
             dir: file.parent().unwrap_or(Path::new("")).to_path_buf(),
@@ -398,7 +399,9 @@ fn no_weights(dir: &Path) -> Error {
     let hint = if let Some(name) = with(".safetensors") {
         format!("; {name} is there, but no index names it")
     } else if let Some(name) = with(".bin").or(with(".pth")) {
-        format!("; {name} is there, but only safetensors and GGUF files are read: convert the checkpoint first")
+        format!(
+            "; {name} is there, but only safetensors and GGUF files are read: convert the checkpoint first"
+        )
     } else {
         String::new()
     };

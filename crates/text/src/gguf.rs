@@ -68,8 +68,8 @@ impl GgufVocabulary {
 
     /// [`from_metadata`](Self::from_metadata) from the bytes of a file; `path` is for messages.
     pub(crate) fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
-        let metadata =
-            serde_json::from_slice(bytes).map_err(|error| malformed(path, format!("not valid JSON: {error}")))?;
+        let metadata = serde_json::from_slice(bytes)
+            .map_err(|error| malformed(path, format!("not valid JSON: {error}")))?;
         Self::read(&metadata, path)
     }
 
@@ -88,7 +88,8 @@ impl GgufVocabulary {
             None => Ok(None),
             Some(id) => id.map(Some).ok_or_else(|| wrong(key, "a token id")),
         };
-        let model = text("ggml.model")?.ok_or_else(|| wrong("ggml.model", "the name of a kind of vocabulary"))?;
+        let model =
+            text("ggml.model")?.ok_or_else(|| wrong("ggml.model", "the name of a kind of vocabulary"))?;
         let tokens = list(get("ggml.tokens"), |value| value.as_str().map(str::to_owned))
             .ok_or_else(|| wrong("ggml.tokens", "a list of texts"))?;
         Ok(Self {
@@ -124,7 +125,8 @@ impl GgufVocabulary {
         ];
         for (key, length) in lengths {
             if length.is_some_and(|length| length != count) {
-                let what = format!("`tokenizer.ggml.{key}` has {} entries for {count} tokens", length.unwrap_or(0));
+                let what =
+                    format!("`tokenizer.ggml.{key}` has {} entries for {count} tokens", length.unwrap_or(0));
                 return Err(malformed(path, what));
             }
         }
@@ -175,8 +177,7 @@ impl GgufVocabulary {
 
     /// What the entries say of special tokens, in the form of the small files of other checkpoints.
     fn settings(&self, kinds: &[Kind], user_defined: bool) -> Settings {
-        let mut settings =
-            Settings { add_bos: self.add_bos, add_eos: self.add_eos, ..Settings::default() };
+        let mut settings = Settings { add_bos: self.add_bos, add_eos: self.add_eos, ..Settings::default() };
         let roles = [
             ("bos_token", self.bos),
             ("eos_token", self.eos),
@@ -199,11 +200,16 @@ impl GgufVocabulary {
 
     fn sentencepiece(&self, path: &Path) -> Result<Tokenizer> {
         let mut kinds = self.kinds(path)?;
-        // Tokens past the pieces of the model are of the unknown kind in some files.
+        // In some files tokens past the pieces of the model are of the unknown kind, in others none is, as the
+        // converter takes it for a control token.
+        let unknown = self.unknown.map(|id| id as usize);
         let first = kinds.iter().position(|kind| *kind == Kind::Unknown);
+        let unknown = unknown.or(first).unwrap_or(0);
         for (id, kind) in kinds.iter_mut().enumerate() {
-            if *kind == Kind::Unknown && Some(id) != self.unknown.map(|id| id as usize).or(first) {
-                *kind = Kind::Control;
+            match *kind {
+                _ if id == unknown => *kind = Kind::Unknown,
+                Kind::Unknown => *kind = Kind::Control,
+                _ => {}
             }
         }
         let scores =
@@ -212,8 +218,9 @@ impl GgufVocabulary {
             return Err(malformed(path, format!("the score of token {id} is not a number")));
         }
         let pieces = (0..).zip(scores).zip(&kinds);
-        let pieces =
-            pieces.map(|((id, score), kind)| Piece { text: self.token(id), score: *score, kind: *kind }).collect();
+        let pieces = pieces
+            .map(|((id, score), kind)| Piece { text: self.token(id), score: *score, kind: *kind })
+            .collect();
         let id = |id: Option<u32>| id.and_then(|id| i32::try_from(id).ok()).unwrap_or(-1);
         let model = Model {
             pieces,
@@ -247,7 +254,10 @@ impl GgufVocabulary {
         let name = self.pre.as_deref().unwrap_or("default");
         let rule = words::Rule::find(name).ok_or_else(|| {
             let known = words::Rule::names().join(", ");
-            malformed(path, format!("`tokenizer.ggml.pre` is {name:?}, which is not known here; known are {known}"))
+            malformed(
+                path,
+                format!("`tokenizer.ggml.pre` is {name:?}, which is not known here; known are {known}"),
+            )
         })?;
         let kinds = self.kinds(path)?;
         // Models often have more rows than their vocabulary: those have no text.
@@ -346,9 +356,9 @@ fn pair<'a>(merge: &'a str, path: &Path) -> Result<[&'a str; 2]> {
     let first = merge.chars().next().map_or(0, char::len_utf8);
     let blank = merge[first..].find(' ').map(|at| first + at);
     let halves = blank.map(|at| [&merge[..at], &merge[at + 1..]]);
-    halves
-        .filter(|[_, right]| !right.is_empty())
-        .ok_or_else(|| malformed(path, format!("the merge {merge:?} is not two tokens with a blank between them")))
+    halves.filter(|[_, right]| !right.is_empty()).ok_or_else(|| {
+        malformed(path, format!("the merge {merge:?} is not two tokens with a blank between them"))
+    })
 }
 
 #[cfg(test)]

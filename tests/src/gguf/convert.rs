@@ -61,12 +61,14 @@ pub fn convert(dir: &Path, how: Convert) -> io::Result<File> {
     if how.tokenizer {
         let rows = model.whole(&["vocab_size", "padded_vocab_size"]).unwrap_or(0);
         file.entries.extend(vocabulary(dir, rows as usize)?);
-        if let Some(more) = config["eos_token_id"].as_array() {
-            let keys = ["eos", "eot", "eom"].map(|end| format!("tokenizer.ggml.{end}_token_id"));
-            file.entries.retain(|(key, _)| !keys.contains(key));
-            for (key, id) in keys.into_iter().zip(more) {
-                file.entries.push((key, Value::U32(id.as_u64().unwrap_or(0) as u32)));
-            }
+        let ends = match &config["eos_token_id"] {
+            Json::Array(list) => list.iter().filter_map(Json::as_u64).collect(),
+            one => Vec::from_iter(one.as_u64()),
+        };
+        let keys = ["eos", "eot", "eom"].map(|end| format!("tokenizer.ggml.{end}_token_id"));
+        file.entries.retain(|(key, _)| ends.is_empty() || !keys.contains(key));
+        for (key, id) in keys.into_iter().zip(ends) {
+            file.entries.push((key, Value::U32(id as u32)));
         }
     }
     Ok(file)
@@ -224,7 +226,8 @@ impl Model<'_> {
                 put(key, Value::F32(cap as f32));
             }
         }
-        if let Some(scalar) = self.number(&["query_pre_attn_scalar"]).filter(|scalar| *scalar != head as f64) {
+        if let Some(scalar) = self.number(&["query_pre_attn_scalar"]).filter(|scalar| *scalar != head as f64)
+        {
             // Other converters know the few published models where this is needed.
             put("attention.scale", Value::F32(scalar.sqrt().recip() as f32));
         }

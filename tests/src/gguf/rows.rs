@@ -86,8 +86,11 @@ fn q4_0(block: &[f32]) -> Vec<u8> {
 fn q4_k(block: &[f32]) -> Vec<u8> {
     let parts: Vec<&[f32]> = block.chunks_exact(32).collect();
     let minima: Vec<f32> = parts.iter().map(|p| -p.iter().fold(0.0f32, |least, n| least.min(*n))).collect();
-    let spans: Vec<f32> =
-        parts.iter().zip(&minima).map(|(p, min)| p.iter().fold(0.0f32, |m, n| m.max(n + min)) / 15.0).collect();
+    let spans: Vec<f32> = parts
+        .iter()
+        .zip(&minima)
+        .map(|(p, min)| p.iter().fold(0.0f32, |m, n| m.max(n + min)) / 15.0)
+        .collect();
     let d = f16::from_f32(largest(&spans) / 63.0);
     let dmin = f16::from_f32(largest(&minima) / 63.0);
     let scales: Vec<u8> = spans.iter().map(|s| steps(*s, d.to_f32(), 0.0, 63.0) as u8).collect();

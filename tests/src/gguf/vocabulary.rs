@@ -21,10 +21,23 @@ const BYTE: i32 = 6;
 pub fn vocabulary(dir: &Path, rows: usize) -> io::Result<Vec<(String, Value)>> {
     let config = json(&dir.join("tokenizer_config.json")).unwrap_or(Json::Null);
     let model = dir.join("tokenizer.model");
+    let blank;
     let (kind, pre, mut tokens, merges) = if model.exists() {
-        ("llama", "default", pieces(&std::fs::read(model)?), None)
+        let (mut tokens, prefix) = pieces(&std::fs::read(model)?);
+        blank = prefix;
+        let first = tokens.len();
+        let file = json(&dir.join("tokenizer.json")).unwrap_or(Json::Null);
+        for token in file["added_tokens"].as_array().into_iter().flatten() {
+            let id = token["id"].as_u64().unwrap_or_default() as usize;
+            if id >= first {
+                put(&mut tokens, id, token["content"].as_str().unwrap_or_default(), 0.0, CONTROL);
+            }
+        }
+        ("llama", "default", tokens, None)
     } else {
-        from_json(&json(&dir.join("tokenizer.json"))?)?
+        let file = json(&dir.join("tokenizer.json"))?;
+        blank = file["model"]["byte_fallback"] != true || file["normalizer"].to_string().contains("Prepend");
+        from_json(&file)?
     };
     if let Some(added) = config["added_tokens_decoder"].as_object() {
         for (id, token) in added {
@@ -38,14 +51,16 @@ pub fn vocabulary(dir: &Path, rows: usize) -> io::Result<Vec<(String, Value)>> {
 
     let mut out = Vec::new();
     let mut entry = |key: &str, value: Value| out.push((format!("tokenizer.{key}"), value));
+    let map = json(&dir.join("special_tokens_map.json")).unwrap_or(Json::Null);
     let name = |role: &str| {
-        let token = &config[role];
+        let token = if config[role].is_null() { &map[role] } else { &config[role] };
         let name = token.as_str().or_else(|| token["content"].as_str())?;
         tokens.iter().position(|token| token.0 == name)
     };
     entry("ggml.model", kind.into());
     entry("ggml.pre", pre.into());
-    for (role, key) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
+    for (role, key) in
+        [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
     {
         if let Some(id) = name(role) {
             entry(&format!("ggml.{key}_token_id"), Value::U32(id as u32));
@@ -55,6 +70,9 @@ pub fn vocabulary(dir: &Path, rows: usize) -> io::Result<Vec<(String, Value)>> {
         if let Some(value) = config[flag].as_bool() {
             entry(&format!("ggml.{flag}"), value.into());
         }
+    }
+    if !blank {
+        entry("ggml.add_space_prefix", false.into());
     }
     if let Some(template) = config["chat_template"].as_str() {
         entry("chat_template", template.into());
@@ -88,7 +106,8 @@ type Parts = (&'static str, &'static str, Vec<Token>, Option<Vec<String>>);
 
 fn from_json(file: &Json) -> io::Result<Parts> {
     let model = &file["model"];
-    let vocab = model["vocab"].as_object().ok_or_else(|| io::Error::other("tokenizer.json without a vocabulary"))?;
+    let vocab =
+        model["vocab"].as_object().ok_or_else(|| io::Error::other("tokenizer.json without a vocabulary"))?;
     let merges: Vec<String> = model["merges"]
         .as_array()
         .into_iter()
@@ -131,10 +150,18 @@ fn from_json(file: &Json) -> io::Result<Parts> {
     Ok(("gpt2", pre, tokens, Some(merges)))
 }
 
-/// The pieces of a SentencePiece model: field 1 of the message, with text, score and type.
-fn pieces(mut bytes: &[u8]) -> Vec<Token> {
+/// The pieces of a SentencePiece model, field 1 of the message, with text, score and type; and whether a blank is
+/// put before a text, field 3 of field 3.
+fn pieces(mut bytes: &[u8]) -> (Vec<Token>, bool) {
     let mut tokens = Vec::new();
+    let mut prefix = true;
     while let Some((number, content)) = field(&mut bytes) {
+        if number == 3 {
+            let mut rest = content;
+            while let Some((number, content)) = field(&mut rest) {
+                prefix = if number == 3 { content[0] != 0 } else { prefix };
+            }
+        }
         if number != 1 {
             continue;
         }
@@ -149,7 +176,7 @@ fn pieces(mut bytes: &[u8]) -> Vec<Token> {
         }
         tokens.push(token);
     }
-    tokens
+    (tokens, prefix)
 }
 
 /// The next field of a protocol buffer; a number is given as its bytes.

@@ -1,8 +1,8 @@
 //! `config.json` and `generation_config.json`, as the publisher of the model would have written them.
 
+use super::Gguf;
 use super::families::{Family, Spelling};
 use super::value::{List, Metadata, Value};
-use super::Gguf;
 use crate::safetensors::TensorInfo;
 use crate::{Error, Result};
 use serde_json::{Map, Value as Json, json};
@@ -119,9 +119,11 @@ pub(super) fn config(source: &Source<'_>, family: &Family) -> Result<Json> {
     if family.interleaved {
         put("rope_interleaved", json!(true));
     }
-    for (key, name) in
-        [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id"), ("pad_token_id", "padding_token_id")]
-    {
+    for (key, name) in [
+        ("bos_token_id", "bos_token_id"),
+        ("eos_token_id", "eos_token_id"),
+        ("pad_token_id", "padding_token_id"),
+    ] {
         if let Some(id) = keys.id(name)? {
             put(key, json!(id));
         }
@@ -179,7 +181,9 @@ impl Sizes {
         };
         if keys.whole("attention.value_length")?.is_some_and(|dim| dim != head_dim) {
             let (value, key) = (keys.name("attention.value_length"), keys.name("attention.key_length"));
-            return Err(keys.wrong(format!("`{value}` differs from `{key}`, {head_dim}, which is not known here")));
+            return Err(
+                keys.wrong(format!("`{value}` differs from `{key}`, {head_dim}, which is not known here"))
+            );
         }
         let embedding = (source.tensor)("token_embd.weight");
         let vocab = embedding.and_then(|tensor| tensor.shape.first());
@@ -307,7 +311,9 @@ fn spell(
         Spelling::ChatGlm => {
             if sizes.turned * 2 != sizes.head_dim {
                 let name = keys.name("rope.dimension_count");
-                return Err(keys.wrong(format!("`{name}` is {}, not half of {}", sizes.turned, sizes.head_dim)));
+                return Err(
+                    keys.wrong(format!("`{name}` is {}, not half of {}", sizes.turned, sizes.head_dim))
+                );
             }
             let base = keys.number("rope.freq_base")?.unwrap_or(10_000.0);
             put("rope_ratio", json!(base / 10_000.0));
@@ -375,7 +381,9 @@ fn gemma(keys: &Keys<'_>, sizes: &Sizes, spelling: Spelling, put: &mut dyn FnMut
             };
             put("layer_types", layers.iter().map(kind).collect::<Vec<_>>().into());
         }
-        _ => put("sliding_window_pattern", json!(keys.whole("attention.sliding_window_pattern")?.unwrap_or(6))),
+        _ => {
+            put("sliding_window_pattern", json!(keys.whole("attention.sliding_window_pattern")?.unwrap_or(6)))
+        }
     }
     Ok(())
 }

@@ -39,20 +39,21 @@ pub(super) enum Spelling {
     Qwen1,
 }
 
-const fn family(hf: &'static str, model_type: &'static str, names: &'static Names, spelling: Spelling) -> Family {
+const fn family(
+    hf: &'static str,
+    model_type: &'static str,
+    names: &'static Names,
+    spelling: Spelling,
+) -> Family {
     Family { hf, model_type, names, interleaved: false, spelling }
 }
 
 /// Families whose tensors are Llama's after conversion (fused ones are taken apart there), in its order.
-const LLAMA: Family = Family {
-    interleaved: true,
-    ..family("LlamaForCausalLM", "llama", &names::LLAMA, Spelling::Llama)
-};
+const LLAMA: Family =
+    Family { interleaved: true, ..family("LlamaForCausalLM", "llama", &names::LLAMA, Spelling::Llama) };
 /// Llama with a window. Other converters do not write one.
-const MISTRAL: Family = Family {
-    interleaved: true,
-    ..family("MistralForCausalLM", "mistral", &names::LLAMA, Spelling::Llama)
-};
+const MISTRAL: Family =
+    Family { interleaved: true, ..family("MistralForCausalLM", "mistral", &names::LLAMA, Spelling::Llama) };
 const MIXTRAL: Family = Family {
     interleaved: true,
     ..family("MixtralForCausalLM", "mixtral", &names::MIXTRAL, Spelling::Mixtral)

@@ -40,7 +40,8 @@ const BASE: &[(&str, &str)] = &[
     ("ffn_down", "mlp.down_proj"),
 ];
 
-const HEAD_NORMS: &[(&str, &str)] = &[("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")];
+const HEAD_NORMS: &[(&str, &str)] =
+    &[("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")];
 
 /// Norms on both sides of each branch.
 const FOUR_NORMS: &[(&str, &str)] = &[

@@ -181,7 +181,9 @@ impl<'a> Reader<'a> {
                 self.fits(count, LEAST_TEXT, &format!("texts of `{key}`"))?;
                 (0..count).map(|_| self.text(key)).collect::<Result<_, _>>().map(List::Texts)
             }
-            9 if depth == DEEPEST => Err(self.wrong(format!("`{key}`: lists nested more than {DEEPEST} deep"))),
+            9 if depth == DEEPEST => {
+                Err(self.wrong(format!("`{key}`: lists nested more than {DEEPEST} deep")))
+            }
             9 => {
                 self.fits(count, LEAST_LIST, &format!("lists of `{key}`"))?;
                 (0..count).map(|_| self.list(key, depth + 1)).collect::<Result<_, _>>().map(List::Lists)

@@ -40,7 +40,8 @@ pub(crate) fn is_gguf(path: &Path) -> bool {
 /// [`Error::Missing`] if there are several models, or a part is missing.
 pub(crate) fn find(dir: &Path) -> Result<Option<PathBuf>> {
     let entries = fs::read_dir(dir).map_err(Error::io(dir, "listing"))?;
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|p| is_gguf(p)).collect();
+    let mut paths: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(|p| is_gguf(p)).collect();
     paths.sort();
     let mut firsts = paths.iter().filter(|path| part_of(path).is_none_or(|part| part.number == 1));
     match (firsts.next(), firsts.next()) {
@@ -48,8 +49,7 @@ pub(crate) fn find(dir: &Path) -> Result<Option<PathBuf>> {
         (None, _) => Err(Error::missing(dir, "parts of a split GGUF file, but not the first one")),
         (Some(only), None) => Ok(Some(only.clone())),
         (Some(_), Some(_)) => {
-            let names: Vec<_> =
-                paths.iter().filter_map(|path| path.file_name()?.to_str()).take(8).collect();
+            let names: Vec<_> = paths.iter().filter_map(|path| path.file_name()?.to_str()).take(8).collect();
             let list = names.join(", ");
             Err(Error::missing(dir, format!("several GGUF files, give the path of one: {list}")))
         }
@@ -132,7 +132,8 @@ fn parts(path: &Path) -> Result<Vec<PathBuf>> {
     if part.count == 0 || part.count > MOST_PARTS || !(1..=part.count).contains(&part.number) {
         return Err(Error::malformed(path, format!("part {} of {} cannot be", part.number, part.count)));
     }
-    let name = |number: u64| path.with_file_name(format!("{}-{number:05}-of-{:05}.gguf", part.stem, part.count));
+    let name =
+        |number: u64| path.with_file_name(format!("{}-{number:05}-of-{:05}.gguf", part.stem, part.count));
     let paths: Vec<PathBuf> = (1..=part.count).map(name).collect();
     let missing: Vec<&PathBuf> = paths.iter().filter(|path| !path.is_file()).collect();
     match missing.first() {

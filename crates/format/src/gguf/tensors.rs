@@ -95,7 +95,12 @@ pub(super) fn check(
 }
 
 /// Checks what can be said about one tensor alone.
-fn check_row(row: Row, data_start: u64, alignment: u64, file_len: u64) -> Result<TensorInfo, (String, String)> {
+fn check_row(
+    row: Row,
+    data_start: u64,
+    alignment: u64,
+    file_len: u64,
+) -> Result<TensorInfo, (String, String)> {
     let Row { name, sizes, kind, offset } = row;
     match place(&sizes, kind, offset, data_start, alignment, file_len) {
         Ok((dtype, shape, start, bytes)) => Ok(TensorInfo { name, dtype, shape, start, bytes }),

@@ -112,7 +112,10 @@ fn what_is_wrong_is_named() {
         (with(&|f| f.version = 3u32.swap_bytes()), "big-endian"),
         (with(&|f| f.version = 9), "GGUF version 9; 2 and 3 are read"),
         (with(&|f| f.entry("general.architecture", "x")), "`general.architecture` comes twice"),
-        (with(&|f| f.entry("general.alignment", 24u32)), "`general.alignment` is 24; it should be a power of two"),
+        (
+            with(&|f| f.entry("general.alignment", 24u32)),
+            "`general.alignment` is 24; it should be a power of two",
+        ),
         (with(&|f| f.entry("general.alignment", "x")), "expected a whole number, found text"),
         (with(&|f| f.tensors[0].kind = 23), "tensor `w`: stored as IQ4_XS; F32, F16,"),
         (with(&|f| f.tensors[0].kind = 39), "tensor `w`: stored as MXFP4;"),
@@ -122,7 +125,10 @@ fn what_is_wrong_is_named() {
         (with(&|f| f.tensors[0].shape = vec![1; 5]), "has 5 dimensions"),
         (with(&|f| f.tensors[0].shape = vec![0, 4]), "sizes [4, 0] leave no numbers"),
         (with(&|f| f.tensors[0].shape = vec![1 << 40, 1 << 40]), "more than 2^64 bytes"),
-        (with(&|f| f.tensors[0].shape = vec![3, 32]), "384 bytes at 0 of the data, of which the file has 256"),
+        (
+            with(&|f| f.tensors[0].shape = vec![3, 32]),
+            "384 bytes at 0 of the data, of which the file has 256",
+        ),
         (with(&|f| f.tensors.push(f.tensors[0].clone())), "tensor `w` is there twice"),
         (
             with(&|f| {
@@ -150,7 +156,9 @@ fn what_is_wrong_is_named() {
         assert!(message.contains(words), "{from}: {message}");
     }
     let at = (0..bytes.len()).find(|at| offset_of_w(&bytes, *at)).unwrap();
-    for (value, words) in [(8u64, "offset 8 is no multiple of the alignment, 32"), (u64::MAX - 31, "truncated")] {
+    for (value, words) in
+        [(8u64, "offset 8 is no multiple of the alignment, 32"), (u64::MAX - 31, "truncated")]
+    {
         let mut bytes = bytes.clone();
         bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
         let message = parse(&bytes).unwrap_err().to_string();
@@ -174,7 +182,10 @@ fn tensors_may_not_overlap() {
     file.tensors[0].bytes.truncate(64);
     file.tensors[1].bytes.extend([0; 256]);
     let message = refusal(&file);
-    assert!(message.contains("tensor `b` begins at byte 64 of the data, but `a` before it ends at 256"), "{message}");
+    assert!(
+        message.contains("tensor `b` begins at byte 64 of the data, but `a` before it ends at 256"),
+        "{message}"
+    );
 }
 
 /// A tiny model of that architecture with these tensors of two columns.
@@ -202,7 +213,11 @@ fn open(file: &File) -> Result<Repo> {
 fn experts_are_tensors_of_their_own() {
     let mut file = model(
         "llama",
-        &[("token_embd.weight", &[3, 4]), ("blk.0.ffn_down_exps.weight", &[3, 4, 2]), ("rope_freqs.weight", &[1])],
+        &[
+            ("token_embd.weight", &[3, 4]),
+            ("blk.0.ffn_down_exps.weight", &[3, 4, 2]),
+            ("rope_freqs.weight", &[1]),
+        ],
     );
     file.tensors[2].bytes = 8f32.to_le_bytes().to_vec();
     file.entry("llama.expert_count", 3u32);
@@ -250,7 +265,10 @@ fn entries_that_change_the_mathematics_are_not_ignored() {
     }
     let strange = open(&model("llama", &[("token_embd.weight", &[3, 4]), ("blk.0.attn_sinks.weight", &[2])]));
     let message = strange.unwrap_err().to_string();
-    assert!(message.contains("tensor `blk.0.attn_sinks.weight`: LlamaForCausalLM has no such tensor"), "{message}");
+    assert!(
+        message.contains("tensor `blk.0.attn_sinks.weight`: LlamaForCausalLM has no such tensor"),
+        "{message}"
+    );
     let mut headless = base();
     headless.tensors.clear();
     assert!(open(&headless).unwrap_err().to_string().contains("no tensor `token_embd.weight`"));
@@ -324,7 +342,12 @@ fn rich() -> Vec<u8> {
     file.entry("llama.expert_count", 3u32);
     file.entry("llama.expert_used_count", 1u32);
     file.tensors.extend(more.tensors);
-    file.tensors.push(Tensor { name: "output.weight".into(), shape: vec![1, 256], kind: 14, bytes: vec![1; 210] });
+    file.tensors.push(Tensor {
+        name: "output.weight".into(),
+        shape: vec![1, 256],
+        kind: 14,
+        bytes: vec![1; 210],
+    });
     file.bytes()
 }
 

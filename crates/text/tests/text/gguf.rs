@@ -59,7 +59,8 @@ fn entries_kept_as_a_file_are_a_tokenizer() {
 #[test]
 fn published_vocabularies() {
     let Some(root) = shared("tokenizers") else { return };
-    let manifest: Value = serde_json::from_slice(&std::fs::read(root.join("manifest.json")).unwrap()).unwrap();
+    let manifest: Value =
+        serde_json::from_slice(&std::fs::read(root.join("manifest.json")).unwrap()).unwrap();
     let mut sets = 0;
     for name in [
         "llama2-model",
