@@ -89,7 +89,7 @@ impl Repo {
         }
         if !path.is_dir() {
             let what = if path.exists() {
-                "expected a folder with a checkpoint or a GGUF file, found another file"
+                "expected a folder with a checkpoint or a GGUF file, found a file of another kind"
             } else {
                 "no such folder"
             };

@@ -111,7 +111,10 @@ pub(super) fn config(source: &Source<'_>, family: &Family) -> Result<Json> {
     }
     put("hidden_act", json!("silu"));
     put("tie_word_embeddings", json!((source.tensor)("output.weight").is_none()));
-    put("attention_bias", json!((source.tensor)("blk.0.attn_q.bias").is_some()));
+    // Qwen 2 has biases by its nature, and not on all projections as this field would say.
+    if !family.model_type.starts_with("qwen2") {
+        put("attention_bias", json!((source.tensor)("blk.0.attn_q.bias").is_some()));
+    }
     put("mlp_bias", json!((source.tensor)("blk.0.ffn_up.bias").is_some()));
     if let Some(window) = keys.whole("attention.sliding_window")?.filter(|window| *window > 0) {
         put("sliding_window", json!(window));

@@ -248,6 +248,48 @@ fn models_that_are_not_known_keep_their_names() {
 }
 
 #[test]
+fn families_are_known_by_their_names_and_sizes() {
+    let found = |arch: &str, layers: u32, entries: &[&str]| {
+        let mut file = File::new(arch);
+        file.entry(&format!("{arch}.embedding_length"), 8u32);
+        file.entry(&format!("{arch}.attention.head_count"), 2u32);
+        file.entry(&format!("{arch}.rope.dimension_count"), if arch == "chatglm" { 2u32 } else { 4 });
+        file.entry(&format!("{arch}.block_count"), layers);
+        entries.iter().for_each(|key| file.entry(&format!("{arch}.{key}"), 2u32));
+        file.tensor("token_embd.weight", &[3, 8], Kind::F32, &[0.0; 24]).unwrap();
+        if arch == "chatglm" {
+            file.tensor("blk.0.attn_qkv.weight", &[16, 8], Kind::F32, &[0.0; 128]).unwrap();
+        }
+        let config = open(&file).unwrap().config().clone();
+        let name = config["architectures"][0].as_str().unwrap().to_owned();
+        (name, config["rope_interleaved"] == true, config["norm_offset_folded"] == true)
+    };
+    let experts = &["expert_count", "expert_used_count"][..];
+    for (arch, layers, entries, name, interleaved, folded) in [
+        ("llama", 1, &[][..], "LlamaForCausalLM", true, false),
+        ("llama", 1, &["attention.sliding_window"], "MistralForCausalLM", true, false),
+        ("llama", 1, experts, "MixtralForCausalLM", true, false),
+        ("internlm2", 1, &[], "LlamaForCausalLM", true, false),
+        ("baichuan", 32, &[], "LlamaForCausalLM", true, false),
+        ("baichuan", 40, &[], "gguf:baichuan", false, false),
+        ("baichuan", 32, &["attention.max_alibi_bias"], "gguf:baichuan", false, false),
+        ("qwen", 1, &[], "QWenLMHeadModel", false, false),
+        ("qwen2", 1, &[], "Qwen2ForCausalLM", false, false),
+        ("qwen3", 1, &[], "Qwen3ForCausalLM", false, false),
+        ("qwen2moe", 1, experts, "Qwen2MoeForCausalLM", false, false),
+        ("qwen3moe", 1, experts, "Qwen3MoeForCausalLM", false, false),
+        ("phi3", 1, &[], "Phi3ForCausalLM", false, false),
+        ("gemma2", 1, &[], "Gemma2ForCausalLM", false, true),
+        ("gemma3", 1, &[], "Gemma3ForCausalLM", false, true),
+        ("chatglm", 1, &[], "ChatGLMModel", false, false),
+        ("glm4", 1, &[], "Glm4ForCausalLM", false, false),
+        ("deepseek2", 1, &[], "gguf:deepseek2", false, false),
+    ] {
+        assert_eq!(found(arch, layers, entries), (name.to_owned(), interleaved, folded), "{arch}");
+    }
+}
+
+#[test]
 fn entries_that_change_the_mathematics_are_not_ignored() {
     let base = || model("llama", &[("token_embd.weight", &[3, 4])]);
     for (key, value, words) in [
