@@ -123,7 +123,8 @@ fn merged_and_folded_in() {
     let worst = difference(&model, &golden, "p0", "logits_merged");
     assert!(worst <= 5e-3, "merged at 16 bits: off by {worst}");
     let shards = home.path().join("shards");
-    let prepared = AutoModel::builder().adapter(&adapter).shards(&shards).merge_into_shards(&checkpoint).unwrap();
+    let prepared =
+        AutoModel::builder().adapter(&adapter).shards(&shards).merge_into_shards(&checkpoint).unwrap();
     let folded = load(prepared.dir(), &[], home.path()).unwrap();
     let prompt = ids(&golden, "p1.input_ids");
     assert!(model.forward(&prompt).unwrap().values == folded.forward(&prompt).unwrap().values);

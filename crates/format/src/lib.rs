@@ -58,6 +58,7 @@ pub use error::{Error, Result};
 pub use json::{parse_json, read_json_object};
 pub use manifest::{
     Bits, FileEntry, MANIFEST, Manifest, Recipe, ShardEntry, SourceEntry, TensorEntry, copy_file,
+    write_side_text,
 };
 pub use number::{Layout, NumFormat};
 pub use prepared::Prepared;

@@ -27,7 +27,7 @@ struct Measured {
 
 /// What a model streams, and where from.
 struct Weights {
-    /// The folder with configuration and tokenizer.
+    /// What can be opened again: the folder with configuration and tokenizer, or the GGUF file.
     dir: PathBuf,
     files: Vec<PathBuf>,
     catalog: Catalog,
@@ -136,7 +136,7 @@ impl Builder {
                 Box::new(Runner::new(model, weights))
             }
         };
-        let tokenizer = airllm_text::Tokenizer::open(&weights.dir).map_err(|error| error.to_string());
+        let tokenizer = checkpoint.tokenizer().map_err(|error| error.to_string());
         Ok(AutoModel::new(crate::auto::Parts {
             engine,
             config,
@@ -218,7 +218,7 @@ impl Builder {
         }
         let lifted = checkpoint.lifted(Bits::Source)?;
         Ok(Weights {
-            dir: checkpoint.dir().to_path_buf(),
+            dir: checkpoint.path().to_path_buf(),
             files: checkpoint.files(),
             memory: lifted.memory(self.readers),
             catalog: lifted.catalog,
