@@ -269,6 +269,8 @@ mod tests {
         assert_eq!(NumFormat::I8.row_bytes(33), 64 + 4 + 12);
         assert_eq!(NumFormat::I8.row_bytes(0), 0);
         assert_eq!(NumFormat::Q4K.row_bytes(512), 288);
+        assert_eq!(NumFormat::Q4K.multiple(), 256);
+        assert_eq!((NumFormat::Q8_0.multiple(), NumFormat::Q8.multiple()), (32, 1));
     }
 
     #[test]

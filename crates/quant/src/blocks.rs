@@ -124,7 +124,7 @@ pub(crate) fn unpack(format: NumFormat, row: &[u8], weights: &mut [f32]) {
                 _ if j < 16 => i32::from(rest[j] & 15),
                 _ => i32::from(rest[j - 16] >> 4),
             };
-            let code = code | (fifth >> j & 1) as i32 * 16;
+            let code = code + ((fifth >> j & 1) as i32) * 16;
             *w = scale * (code - kind.zero()) as f32 + min;
         }
     }

@@ -267,8 +267,11 @@ fn rows_of_part_blocks_are_refused() {
     }
 }
 
-/// Tensors of a safetensors file: type, shape, bytes.
-fn tensors(path: &Path) -> HashMap<String, (Vec<usize>, Vec<u8>)> {
+/// Shapes and bytes by name.
+type Tensors = HashMap<String, (Vec<usize>, Vec<u8>)>;
+
+/// The tensors of a safetensors file.
+fn tensors(path: &Path) -> Tensors {
     let header = Header::read(path).unwrap();
     let bytes = std::fs::read(path).unwrap();
     let data = |at: u64, len: u64| bytes[at as usize..][..len as usize].to_vec();
@@ -293,7 +296,7 @@ fn gguf_blocks_have_the_values_of_the_reference() {
 }
 
 /// A fixture's weights and goldens, or `None` with a line that says so.
-fn fixture(name: &str) -> Option<[HashMap<String, (Vec<usize>, Vec<u8>)>; 2]> {
+fn fixture(name: &str) -> Option<[Tensors; 2]> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures").join(name);
     if dir.is_dir() {
         return Some(["model", "golden"].map(|f| tensors(&dir.join(f).with_extension("safetensors"))));
@@ -305,11 +308,7 @@ fn fixture(name: &str) -> Option<[HashMap<String, (Vec<usize>, Vec<u8>)>; 2]> {
 }
 
 /// Compares the dequantised weights of a fixture with rows made by `row(model, name, r, cols)`.
-fn dequantised(
-    fixture_name: &str,
-    format: NumFormat,
-    row: impl Fn(&HashMap<String, (Vec<usize>, Vec<u8>)>, &str, usize, usize) -> Vec<u8>,
-) {
+fn dequantised(fixture_name: &str, format: NumFormat, row: impl Fn(&Tensors, &str, usize, usize) -> Vec<u8>) {
     let Some([model, golden]) = fixture(fixture_name) else { return };
     let mut compared = 0;
     for (name, (shape, values)) in &golden {

@@ -10,7 +10,7 @@
 
 use super::Cpu;
 use super::lines::Borrowed;
-use super::packed::{Packed, Row, STEP, scale, scale_vectors};
+use super::packed::{NO_SCALE, Packed, Row, STEP, scale, scale_vectors};
 use super::simd::{Eight, Job, Simd};
 use super::tile::{ROWS, TOKENS, tile};
 use crate::{Columns, Matrix, Result};
@@ -226,7 +226,7 @@ fn piece<P: Packed>(
             let mut rows = 0;
             for (w, wide) in w.chunks(row_bytes).zip(wide.chunks_mut(width)) {
                 let row = Row::<P>::new(w, cols);
-                let scales = &mut scales[..];
+                let scales = &mut scales[..scale_vectors::<P>(8 * BLOCK)];
                 cpu.level.run(Widen { row, cols, first: first / 4, wide, scales });
                 rows += 1;
             }
@@ -257,12 +257,21 @@ impl<P: Packed> Job for Widen<'_, P> {
         row.scales(simd, first, scales);
         let blocks = &row.blocks[(first / P::PARTS).min(row.blocks.len())..];
         let (whole, rest) = wide.as_chunks_mut::<4>();
-        for (i, (wide, block)) in whole.chunks_mut(P::PARTS).zip(blocks).enumerate() {
-            let head = P::head(simd, block);
-            for (part, wide) in wide.iter_mut().enumerate() {
-                let vectors = P::widen(simd, block, &head, part, scale::<P>(scales, i));
+        if P::PARTS == 1 {
+            for (i, (wide, block)) in whole.iter_mut().zip(blocks).enumerate() {
+                let vectors = P::widen(simd, block, &P::NO_HEAD, 0, scale::<P>(scales, i));
                 for v in 0..4 {
                     simd.store(vectors[v], &mut wide[v]);
+                }
+            }
+        } else {
+            for (wide, block) in whole.chunks_mut(P::PARTS).zip(blocks) {
+                let head = P::head(simd, block);
+                for (part, wide) in wide.iter_mut().enumerate() {
+                    let vectors = P::widen(simd, block, &head, part, NO_SCALE);
+                    for v in 0..4 {
+                        simd.store(vectors[v], &mut wide[v]);
+                    }
                 }
             }
         }

@@ -68,6 +68,8 @@ pub(crate) struct Scale {
     pub(crate) zero: f32,
 }
 
+pub(crate) const NO_SCALE: Scale = Scale { scale: 1.0, zero: 0.0 };
+
 /// A format whose blocks are one step.
 macro_rules! packed {
     ($name:ident, $bytes:literal, |$simd:ident, $block:ident, $scale:pat_param| $widen:expr) => {
@@ -200,7 +202,7 @@ pub(crate) const fn scale_vectors<P: Packed>(cols: usize) -> usize {
 #[inline(always)]
 pub(crate) fn scale<P: Packed>(scales: &[Eight], step: usize) -> Scale {
     if P::SCALE == 0 {
-        return Scale { scale: 1.0, zero: 0.0 };
+        return NO_SCALE;
     }
     let at = step / P::STEPS;
     if P::ZERO == 0 {
@@ -217,8 +219,8 @@ fn quarters<const N: usize, const Q: usize>(block: &[u8; N]) -> [&[u8; Q]; 4] {
 }
 
 #[inline(always)]
-fn halves(block: &[u8; 16]) -> [&[u8; 8]; 2] {
-    let parts = block.as_chunks::<8>().0;
+fn halves<const N: usize, const H: usize>(block: &[u8; N]) -> [&[u8; H]; 2] {
+    let parts = block.as_chunks::<H>().0;
     [&parts[0], &parts[1]]
 }
 

@@ -5,7 +5,7 @@ use crate::cpu::simd::Simd;
 use airllm_format::NumFormat;
 use airllm_quant::NF4;
 
-packed!(Q8, 32, |simd, block, Scale { scale, .. }| { times(simd, signed(simd, block), simd.splat(scale)) });
+packed!(Q8, 32, |simd, block, scale| times(simd, signed(simd, block), simd.splat(scale.scale)));
 packed!(Q4, 16, |simd, block, Scale { scale, .. }| {
     // Exact: code · scale has at most 15 bits, and so has the sum.
     let scale = simd.splat(scale);
@@ -27,9 +27,15 @@ packed!(Nf4, 16, |simd, block, Scale { scale, .. }| {
     times(simd, [a, b, c, d], simd.splat(scale))
 });
 packed!(F8, 32, |simd, block, Scale { scale, .. }| {
-    let [a, b, c, d] = quarters(block);
-    let codes = [simd.load_e4m3(a), simd.load_e4m3(b), simd.load_e4m3(c), simd.load_e4m3(d)];
-    times(simd, codes, simd.splat(scale))
+    let [first, second] = halves(block);
+    let (a, b) = simd.load_e4m3(first);
+    let (c, d) = simd.load_e4m3(second);
+    // The factor is exact wherever it goes, if nothing overflows on the way.
+    if scale.abs() < 1e30 {
+        times(simd, [a, b, c, d], simd.splat(256.0 * scale))
+    } else {
+        times(simd, times(simd, [a, b, c, d], simd.splat(256.0)), simd.splat(scale))
+    }
 });
 packed!(I8, 32, |simd, block, Scale { scale, .. }| {
     let [a, b, c, d] = times(simd, signed(simd, block), simd.splat(scale));

@@ -171,18 +171,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn load_e4m3(self, from: &[u8; 8]) -> __m256 {
+    fn load_e4m3(self, from: &[u8; 16]) -> (__m256, __m256) {
         // As binary16: the exponent has one bit more, in front, and its bias is 15, not 7. A code of all
         // ones, made all ones, is NaN there too.
-        // SAFETY: `self` proves AVX2 and F16C; the reference is to 8 readable bytes, unaligned loads are
+        // SAFETY: `self` proves AVX2 and F16C; the reference is to 16 readable bytes, unaligned loads are
         // allowed.
         unsafe {
-            let wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(from.as_ptr().cast()));
-            let half = _mm_and_si128(_mm_slli_epi16::<7>(wide), _mm_set1_epi16(0xbf80u16 as i16));
-            let size = _mm_or_si128(half, _mm_set1_epi16(i16::MIN));
-            let nan = _mm_cmpeq_epi16(size, _mm_set1_epi16(0xbf80u16 as i16));
-            let small = _mm256_cvtph_ps(_mm_or_si128(half, nan));
-            _mm256_mul_ps(small, _mm256_set1_ps(256.0))
+            let bits = _mm256_set1_epi16(0xbf80u16 as i16);
+            let wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(from.as_ptr().cast()));
+            let half = _mm256_and_si256(_mm256_slli_epi16::<7>(wide), bits);
+            let nan = _mm256_cmpeq_epi16(_mm256_or_si256(half, _mm256_set1_epi16(i16::MIN)), bits);
+            let half = _mm256_or_si256(half, nan);
+            let (first, second) = (_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half));
+            (_mm256_cvtph_ps(first), _mm256_cvtph_ps(second))
         }
     }
 

@@ -66,8 +66,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn load_i8(self, from: &[u8; 8]) -> Self::V;
     /// Unsigned bytes.
     fn load_u8(self, from: &[u8; 8]) -> Self::V;
-    /// float8 `e4m3fn`: 0x7f and 0xff are NaN.
-    fn load_e4m3(self, from: &[u8; 8]) -> Self::V;
+    /// 16 numbers of float8 `e4m3fn`, each divided by 256; 0x7f and 0xff are NaN.
+    fn load_e4m3(self, from: &[u8; 16]) -> (Self::V, Self::V);
     /// The low four bits of each byte, and the high four bits, as 0 to 15.
     fn load_nibbles(self, from: &[u8; 8]) -> (Self::V, Self::V);
     /// What `table` has for the low four bits of each byte, and for the high four bits.
@@ -223,6 +223,35 @@ mod tests {
             let found = level.run(Exp([f32::NAN, inf, -inf, 0.0, -0.0, 89.0, -200.0, 1e30]));
             assert!(found[0].is_nan());
             assert_eq!(found[1..], [inf, 0.0, 1.0, 1.0, inf, 0.0, inf]);
+        }
+    }
+
+    struct Over127(Eight);
+
+    impl Job for Over127 {
+        type Out = Eight;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Eight {
+            let mut out = [0.0; 8];
+            simd.store(simd.over_127(simd.load(&self.0)), &mut out);
+            out
+        }
+    }
+
+    #[test]
+    fn over_127_is_a_division() {
+        let mut bits = 1u32;
+        for level in [Level::Portable(Portable), Level::detect()] {
+            for i in 0..100_000 {
+                // Any fraction, exponents over all of the range that is promised.
+                bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let exponent = 127 - 99 + i % 199;
+                let start = f32::from_bits(exponent << 23 | bits >> 9);
+                let numbers: Eight = std::array::from_fn(|j| start * (j as f32 * 18.0 - 128.0));
+                let found = level.run(Over127(numbers));
+                assert_eq!(found, numbers.map(|x| x / 127.0), "{} {start:e}", level.name());
+            }
+            assert_eq!(level.run(Over127([0.0; 8])), [0.0; 8]);
         }
     }
 

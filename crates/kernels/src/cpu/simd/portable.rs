@@ -107,13 +107,14 @@ impl Simd for Portable {
         from.map(f32::from)
     }
 
-    // The format's exponent has one bit less than that of binary16; their biases are 7 and 15.
+    // As binary16: the exponent has one bit more, in front, and its bias is 15, not 7.
     #[inline(always)]
-    fn load_e4m3(self, from: &[u8; 8]) -> Eight {
-        from.map(|b| match b & 0x7f {
+    fn load_e4m3(self, from: &[u8; 16]) -> (Eight, Eight) {
+        let number = |b: u8| match b & 0x7f {
             0x7f => f32::NAN,
-            size => f16::from_bits(u16::from(b & 0x80) << 8 | u16::from(size) << 7).to_f32() * 256.0,
-        })
+            size => f16::from_bits(u16::from(b & 0x80) << 8 | u16::from(size) << 7).to_f32(),
+        };
+        (std::array::from_fn(|i| number(from[i])), std::array::from_fn(|i| number(from[8 + i])))
     }
 
     #[inline(always)]
