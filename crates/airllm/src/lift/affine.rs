@@ -341,15 +341,31 @@ impl Affine {
 
 /// The codes of [`STEP`] inputs of the eight outputs of an AWQ word, from lines of `wide` words.
 fn outputs(words: &[[u8; 4]], wide: usize, word: usize) -> [[u8; STEP / 2]; 8] {
-    let mut eight = [[0; STEP / 2]; 8];
-    for j in 0..STEP / 2 {
-        let (low, high) = (words[j * wide + word], words[(STEP / 2 + j) * wide + word]);
-        let bytes = (spread(low) | spread(high) << 4).to_le_bytes();
-        for (output, nibble) in AWQ_NIBBLE.iter().enumerate() {
-            eight[output][j] = bytes[*nibble as usize];
+    // Number `j` has the bytes `j` of all outputs.
+    let byte = |j: usize| spread(words[j * wide + word]) | spread(words[(STEP / 2 + j) * wide + word]) << 4;
+    let first = transpose(std::array::from_fn(byte));
+    let second = transpose(std::array::from_fn(|j| byte(8 + j)));
+    AWQ_NIBBLE.map(|nibble| {
+        let mut codes = [0; STEP / 2];
+        codes[..8].copy_from_slice(&first[nibble as usize].to_le_bytes());
+        codes[8..].copy_from_slice(&second[nibble as usize].to_le_bytes());
+        codes
+    })
+}
+
+/// Byte `j` of number `i` becomes byte `i` of number `j`: blocks of four, two and one are swapped across the
+/// diagonal.
+fn transpose(mut x: [u64; 8]) -> [u64; 8] {
+    for (apart, bits, low) in
+        [(4, 32, 0x0000_0000_ffff_ffff), (2, 16, 0x0000_ffff_0000_ffff), (1, 8, 0x00ff_00ff_00ff_00ff_u64)]
+    {
+        for i in (0..8).filter(|i| i & apart == 0) {
+            let swap = (x[i] >> bits ^ x[i + apart]) & low;
+            x[i] ^= swap << bits;
+            x[i + apart] ^= swap;
         }
     }
-    eight
+    x
 }
 
 /// How the groups of the inputs lie.
@@ -375,4 +391,19 @@ fn order(repo: &Repo, index: &Part, group: usize, groups: usize, sorted: bool) -
         places[col as usize] = place;
     }
     Ok(Order::Sorted(places.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_transposed() {
+        let at = |i: usize, j: usize| (i * 8 + j) as u8;
+        let before: [u64; 8] = std::array::from_fn(|i| u64::from_le_bytes(std::array::from_fn(|j| at(i, j))));
+        let after = transpose(before).map(u64::to_le_bytes);
+        for (j, row) in after.iter().enumerate() {
+            assert_eq!(*row, std::array::from_fn(|i| at(i, j)));
+        }
+    }
 }

@@ -128,7 +128,7 @@ impl FourBit {
             self.codes.read(files, numbers.start as u64 / 2, raw)?;
             let code = |number: usize| {
                 let byte = raw[number / 2 - numbers.start / 2];
-                if number % 2 == 0 { byte >> 4 } else { byte & 15 }
+                if number.is_multiple_of(2) { byte >> 4 } else { byte & 15 }
             };
             let scale = |number: usize| scales[number / self.block - blocks.start];
             for (row, out) in numbers.clone().step_by(cols).zip(out.chunks_exact_mut(size)) {

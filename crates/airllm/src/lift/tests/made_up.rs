@@ -18,7 +18,7 @@ fn spans_folds_and_places() {
 
     // The rows 2 to 4 are read where they lie.
     let mut decl = matrix("w.weight", rows, cols);
-    decl.spans = vec![2..5];
+    decl.spans = one(2..5);
     decl.shape = vec![3, cols];
     let plan = made.plan(&decl, Bits::Source).unwrap();
     let start = made.repo().tensor("w.weight").unwrap().info.start;
@@ -44,7 +44,7 @@ fn spans_folds_and_places() {
     vector.spans = vec![8..10, 1..4];
     vector.fold = Fold::AddOne;
     made.check(&vector, NumFormat::F32, |_, col| bias[[8, 9, 1, 2, 3][col]] + 1.0);
-    vector.spans = vec![0..11];
+    vector.spans = one(0..11);
     vector.shape = vec![11];
     let error = made.plan(&vector, Bits::Source).unwrap_err().to_string();
     assert!(error.contains("0..11") && error.contains("10 rows"), "{error}");
@@ -191,7 +191,7 @@ fn act_order(bits: u32) {
     let order = TensorDecl {
         is_order: true,
         hf_rows: 128,
-        spans: std::iter::once(0..128).collect(),
+        spans: one(0..128),
         shape: vec![128],
         floor: NumFormat::F32,
         ..matrix("m.weight", 16, 128)
