@@ -171,9 +171,8 @@ fn ring(path: &Path, bytes: u64) -> Option<u64> {
         units: vec![Unit { name: "layer".into(), tensors: vec![tensor], on_demand: false }],
         pass: vec![id],
     };
-    let timeline = Arc::new(Timeline::new(false));
-    let experts = ExpertCache::default();
-    let options = Options { pinned: vec![], slots: 4, slot_bytes: BLOCK, experts, readers: 2, timeline };
+    let (experts, timeline) = (ExpertCache::default(), Arc::new(Timeline::new(false)));
+    let options = Options { pinned: vec![], slots: 4, slot_bytes: BLOCK, readers: 2, experts, timeline };
     let mut stream = Pipeline::start(Arc::new(Cpu::new(1)), Arc::new(source), catalog, &options).ok()?;
     stream.rows::<Error, _>(id, |_| Ok(())).ok()?;
     Some(stream.stats().bytes_read)

@@ -34,3 +34,57 @@ pub fn skip(reason: &str) {
     // One write, so that lines of parallel tests stay whole; a closed stderr is no reason to fail.
     let _ = std::io::stderr().write_all(format!("skipped: {reason} ({test})\n").as_bytes());
 }
+
+/// A reference checkpoint that runs from its folder alone, with the largest accepted differences.
+#[derive(Debug, Clone, Copy)]
+pub struct Fixture {
+    /// Its folder in `../shared/fixtures`.
+    pub name: &'static str,
+    /// Accepted difference of logits.
+    pub logits: f32,
+    /// Accepted difference of hidden states.
+    pub hidden: f32,
+}
+
+const fn fixture(name: &'static str) -> Fixture {
+    Fixture { name, logits: 2e-4, hidden: 3e-4 }
+}
+
+/// Every such checkpoint; differences are those of the fixtures' own table.
+pub const FIXTURES: &[Fixture] = &[
+    fixture("llama2_mha"),
+    Fixture { logits: 3e-4, ..fixture("llama32_gqa_tied") },
+    fixture("llama_rope_linear"),
+    fixture("llama_rope_dynamic"),
+    fixture("llama_rope_yarn"),
+    fixture("llama_v5_config"),
+    fixture("llama_bias"),
+    Fixture { logits: 3e-4, ..fixture("llama_f32") },
+    fixture("mistral_swa"),
+    fixture("mixtral"),
+    fixture("qwen1"),
+    fixture("qwen1_ntk_logn"),
+    fixture("qwen2"),
+    fixture("qwen3"),
+    fixture("qwen2_moe"),
+    fixture("qwen3_moe"),
+    fixture("chatglm"),
+    fixture("chatglm_rope_ratio"),
+    fixture("glm_native"),
+    fixture("glm4_native"),
+    Fixture { hidden: 5e-4, ..fixture("baichuan_7b") },
+    fixture("baichuan_13b"),
+    fixture("baichuan2_7b"),
+    fixture("baichuan2_13b"),
+    fixture("phi3"),
+    Fixture { logits: 6e-4, hidden: 1e-3, ..fixture("phi3_longrope") },
+    Fixture { logits: 3e-4, ..fixture("gemma2") },
+    fixture("gemma3_text"),
+    Fixture { hidden: 4e-4, ..fixture("deepseek_v3") },
+    fixture("gptq_sym_g128"),
+    fixture("gptq_actorder"),
+    fixture("awq_gemm"),
+    fixture("bnb_nf4"),
+    fixture("bnb_nf4_double"),
+    fixture("bnb_int8"),
+];

@@ -2,33 +2,15 @@
 //! the stop at an eos id. Tolerances are those of the fixtures' README.
 
 use airllm_tests::program::Airllm;
-use airllm_tests::shared;
+use airllm_tests::shared::{self, FIXTURES, Fixture};
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
 
-/// Name, tolerance of logits, tolerance of hidden states.
-const FIXTURES: [(&str, f32, f32); 14] = [
-    ("llama2_mha", 2e-4, 3e-4),
-    ("llama32_gqa_tied", 3e-4, 3e-4),
-    ("llama_rope_linear", 2e-4, 3e-4),
-    ("llama_rope_dynamic", 2e-4, 3e-4),
-    ("llama_rope_yarn", 2e-4, 3e-4),
-    ("llama_v5_config", 2e-4, 3e-4),
-    ("llama_bias", 2e-4, 3e-4),
-    ("llama_f32", 3e-4, 3e-4),
-    ("gptq_sym_g128", 2e-4, 3e-4),
-    ("gptq_actorder", 2e-4, 3e-4),
-    ("awq_gemm", 2e-4, 3e-4),
-    ("bnb_nf4", 2e-4, 3e-4),
-    ("bnb_nf4_double", 2e-4, 3e-4),
-    ("bnb_int8", 2e-4, 3e-4),
-];
-
 #[test]
-fn every_llama_fixture() {
+fn every_fixture() {
     let Some(shared) = shared::dir() else { return };
     let home = tempfile::tempdir().unwrap();
-    for (name, logits, hidden) in FIXTURES {
+    for Fixture { name, logits, hidden } in FIXTURES.iter().copied() {
         let dir = shared.join("fixtures").join(name);
         let golden = std::fs::read(dir.join("golden.safetensors")).unwrap();
         let golden = SafeTensors::deserialize(&golden).unwrap();

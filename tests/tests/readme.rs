@@ -1,11 +1,21 @@
-//! The README says what the program does: its tables and commands are held against the program.
+//! The README, English and Chinese, says what the program does: tables and commands are held against it.
 
+use airllm_tests::checkpoint::{Checkpoint, Shape};
 use airllm_tests::program::Airllm;
 use airllm_tests::shared::repository;
 use std::collections::{BTreeMap, BTreeSet};
 
 fn readme() -> String {
-    std::fs::read_to_string(repository().join("README.md")).unwrap()
+    read("README.md")
+}
+
+/// Both languages say the same commands, codes and variables.
+fn chinese() -> String {
+    read("README.zh-CN.md")
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(repository().join(name)).unwrap()
 }
 
 fn airllm(args: &[&str]) -> airllm_tests::program::Outcome {
@@ -60,6 +70,10 @@ fn exit_codes_are_those_of_the_help() {
         }
     }
     assert_eq!(rows.collect::<BTreeMap<_, _>>(), codes);
+    let chinese = chinese();
+    let rows = section(&chinese, "退出码").lines();
+    let rows = rows.filter_map(|line| line.split('|').nth(1)?.trim().parse::<i32>().ok());
+    assert_eq!(rows.collect::<Vec<_>>(), codes.keys().copied().collect::<Vec<_>>());
     assert!(codes.len() > 3, "{codes:?}");
 }
 
@@ -68,13 +82,22 @@ fn environment_variables_are_those_of_the_help() {
     let readme = readme();
     let help = airllm(&["--help"]).success();
     assert_eq!(variables(section(&readme, "Environment")), variables(help.text()));
+    assert_eq!(variables(section(&chinese(), "环境变量")), variables(help.text()));
 }
 
 #[test]
 fn every_command_in_the_readme_is_one() {
-    let readme = readme();
+    for (name, text) in [("README.md", readme()), ("README.zh-CN.md", chinese())] {
+        let count = commands(name, &text);
+        assert!(count > 8, "{name}: {count} commands");
+    }
+    airllm(&["generate", "--no-such-option", "--help"]).refused(2, &["--no-such-option"]);
+}
+
+/// Runs the help of every command in a text's blocks of shell, and says how many there were.
+fn commands(name: &str, text: &str) -> usize {
     let mut count = 0;
-    let blocks = readme.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let blocks = text.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap());
     for line in blocks.flat_map(str::lines) {
         let line = line.trim().replace("cargo run --release -- ", "airllm ");
         let Some(command) = line.strip_prefix("airllm ") else { continue };
@@ -82,9 +105,31 @@ fn every_command_in_the_readme_is_one() {
         // Asked for its help, a command still refuses options that it does not have.
         let args: Vec<&str> = words.iter().map(String::as_str).chain(["--help"]).collect();
         let outcome = airllm(&args);
-        assert!(outcome.status.success(), "{command}: {outcome}");
+        assert!(outcome.status.success(), "{name}: {command}: {outcome}");
         count += 1;
     }
-    assert!(count > 8, "{count} commands");
-    airllm(&["generate", "--no-such-option", "--help"]).refused(2, &["--no-such-option"]);
+    count
+}
+
+#[test]
+fn the_readmes_name_each_other_and_the_chats_commands() {
+    assert!(readme().contains("(README.zh-CN.md)"));
+    let chinese = chinese();
+    assert!(chinese.contains("(README.md)"));
+    let written: BTreeSet<&str> = section(&chinese, "对话")
+        .split('`')
+        .filter_map(|code| code.strip_prefix('/'))
+        .map(|code| code.split(' ').next().unwrap())
+        .collect();
+    assert!(written.len() > 7, "{written:?}");
+    // The chat's own help names them all.
+    let place = tempfile::tempdir().unwrap();
+    let model = place.path().join("model");
+    Checkpoint::new(Shape::TINY).write(&model).unwrap();
+    std::fs::write(model.join("chat_template.jinja"), "{{ messages[0].content }}").unwrap();
+    let model = model.to_str().unwrap();
+    let help = Airllm::new(place.path()).args(["chat", "-m", model]).stdin("/help\n").run().success();
+    for command in written {
+        assert!(help.stderr.contains(&format!("/{command} ")), "/{command}: {help}");
+    }
 }

@@ -11,6 +11,8 @@ use airllm_model::{Config, LowRank};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Fields of an adapter's configuration with which it would be another mathematics, refused unless they say
 /// "no".
@@ -38,8 +40,9 @@ const PREFIX: &str = "base_model.model.";
 pub struct Adapter {
     dir: PathBuf,
     base: Option<String>,
-    /// By the name of the matrix in the checkpoint, without ".weight".
-    modules: BTreeMap<String, Factors>,
+    /// By the name of the matrix in the checkpoint, without ".weight". Shared, as tensors that are made hold
+    /// on to what they need.
+    modules: Arc<BTreeMap<String, Factors>>,
 }
 
 /// `B · A`, the scale multiplied into `B`.
@@ -55,14 +58,15 @@ pub(crate) struct Factors {
 }
 
 impl Factors {
-    /// Adds rows `first..` of the product to rows of `cols` weights.
-    pub(crate) fn add_to(&self, first: usize, rows: &mut [f32]) {
-        for (row, weights) in rows.chunks_exact_mut(self.cols).enumerate() {
-            let b = &self.b[(first + row) * self.rank..][..self.rank];
-            for (&b, a) in b.iter().zip(self.a.chunks_exact(self.cols)) {
-                weights.iter_mut().zip(a).for_each(|(w, a)| *w += b * a);
-            }
+    /// Adds a row of the product to a row of weights. What is added is summed first, as it is where an
+    /// adapter is applied beside the weights.
+    pub(crate) fn add_to(&self, row: usize, weights: &mut [f32]) {
+        let b = &self.b[row * self.rank..][..self.rank];
+        let mut sums = vec![0.0; self.cols];
+        for (&b, a) in b.iter().zip(self.a.chunks_exact(self.cols)) {
+            sums.iter_mut().zip(a).for_each(|(sum, a)| *sum += b * a);
         }
+        weights.iter_mut().zip(sums).for_each(|(w, sum)| *w += sum);
     }
 }
 
@@ -91,10 +95,8 @@ impl Adapter {
             };
             return Err(Error::Input { what: format!("{}: no such file{what}", path.display()) });
         }
-        let mut adapter =
-            Adapter { dir: dir.to_path_buf(), base: settings.base.clone(), modules: BTreeMap::new() };
-        adapter.read(&path, &settings)?;
-        Ok(adapter)
+        let modules = Arc::new(modules(&path, &settings)?);
+        Ok(Adapter { dir: dir.to_path_buf(), base: settings.base, modules })
     }
 
     /// The folder.
@@ -115,6 +117,18 @@ impl Adapter {
     /// Numbers in all its factors.
     pub fn numbers(&self) -> usize {
         self.modules.values().map(|factors| factors.a.len() + factors.b.len()).sum()
+    }
+
+    /// A name for its content: 16 hexadecimal digits.
+    pub(crate) fn fingerprint(&self) -> String {
+        let mut hash = Xxh3::new();
+        for (name, factors) in self.modules.iter() {
+            hash.update(name.as_bytes());
+            for number in factors.a.iter().chain(&factors.b) {
+                hash.update(&number.to_le_bytes());
+            }
+        }
+        format!("{:016x}", hash.digest())
     }
 
     /// The factors of a tensor of the checkpoint, by its full name.
@@ -167,52 +181,53 @@ impl Adapter {
             }
         }
     }
+}
 
-    fn read(&mut self, path: &Path, settings: &Settings) -> Result<()> {
-        let header = Header::read(path)?;
-        let source = FileSource::open(&[path.to_path_buf()], ReadMode::Buffered)?;
-        let mut halves: BTreeMap<String, [Option<(usize, usize, Vec<f32>)>; 2]> = BTreeMap::new();
-        for info in header.tensors() {
-            let refuse = |what: String| Error::Input {
-                what: format!("{}: tensor `{}` {what}", path.display(), info.name),
-            };
-            let (module, half) = half_of(&info.name)
-                .ok_or_else(|| refuse("is none of lora_A.weight and lora_B.weight of a module".into()))?;
-            let [rows, cols] = info.shape[..] else {
-                return Err(refuse(format!("has shape {:?}, two dimensions were expected", info.shape)));
-            };
-            let format = info
-                .dtype
-                .format()
-                .ok_or_else(|| refuse(format!("is stored as {}, expected F32, F16 or BF16", info.dtype)))?;
-            let mut bytes = vec![0; info.bytes as usize];
-            source.read_at(0, info.start, &mut bytes)?;
-            let mut numbers = vec![0.0; rows * cols];
-            airllm_quant::unpack_row(format, &bytes, &mut numbers).map_err(|e| refuse(e.to_string()))?;
-            if let Some(at) = numbers.iter().position(|n| !n.is_finite()) {
-                return Err(refuse(format!("holds {} at {at}, a number was expected", numbers[at])));
-            }
-            halves.entry(module.to_owned()).or_default()[half] = Some((rows, cols, numbers));
+/// The factors of an adapter's file.
+fn modules(path: &Path, settings: &Settings) -> Result<BTreeMap<String, Factors>> {
+    let mut modules = BTreeMap::new();
+    let header = Header::read(path)?;
+    let source = FileSource::open(&[path.to_path_buf()], ReadMode::Buffered)?;
+    let mut halves: BTreeMap<String, [Option<(usize, usize, Vec<f32>)>; 2]> = BTreeMap::new();
+    for info in header.tensors() {
+        let refuse = |what: String| Error::Input {
+            what: format!("{}: tensor `{}` {what}", path.display(), info.name),
+        };
+        let (module, half) = half_of(&info.name)
+            .ok_or_else(|| refuse("is none of lora_A.weight and lora_B.weight of a module".into()))?;
+        let [rows, cols] = info.shape[..] else {
+            return Err(refuse(format!("has shape {:?}, two dimensions were expected", info.shape)));
+        };
+        let format = info
+            .dtype
+            .format()
+            .ok_or_else(|| refuse(format!("is stored as {}, expected F32, F16 or BF16", info.dtype)))?;
+        let mut bytes = vec![0; info.bytes as usize];
+        source.read_at(0, info.start, &mut bytes)?;
+        let mut numbers = vec![0.0; rows * cols];
+        airllm_quant::unpack_row(format, &bytes, &mut numbers).map_err(|e| refuse(e.to_string()))?;
+        if let Some(at) = numbers.iter().position(|n| !n.is_finite()) {
+            return Err(refuse(format!("holds {} at {at}, a number was expected", numbers[at])));
         }
-        for (module, halves) in halves {
-            let refuse =
-                |what: String| Error::Input { what: format!("{}: `{module}`: {what}", path.display()) };
-            let [Some((rank, cols, a)), Some((rows, inner, mut b))] = halves else {
-                return Err(refuse("one of lora_A and lora_B is missing".into()));
-            };
-            let expected = settings.rank(&module)?;
-            if rank != inner || expected.is_some_and(|expected| expected != rank) {
-                let told = expected.map_or(String::new(), |rank| format!(", the configuration says {rank}"));
-                return Err(refuse(format!("lora_A has rank {rank}, lora_B has rank {inner}{told}")));
-            }
-            let scale = settings.scale(&module, rank)?;
-            b.iter_mut().for_each(|b| *b *= scale);
-            self.modules.insert(module, Factors { rank, rows, cols, a, b });
+        halves.entry(module.to_owned()).or_default()[half] = Some((rows, cols, numbers));
+    }
+    for (module, halves) in halves {
+        let refuse = |what: String| Error::Input { what: format!("{}: `{module}`: {what}", path.display()) };
+        let [Some((rank, cols, a)), Some((rows, inner, mut b))] = halves else {
+            return Err(refuse("one of lora_A and lora_B is missing".into()));
+        };
+        let expected = settings.rank(&module)?;
+        if rank != inner || expected.is_some_and(|expected| expected != rank) {
+            let told = expected.map_or(String::new(), |rank| format!(", the configuration says {rank}"));
+            return Err(refuse(format!("lora_A has rank {rank}, lora_B has rank {inner}{told}")));
         }
-        match self.modules.is_empty() {
-            false => Ok(()),
-            true => Err(Error::Input { what: format!("{}: an adapter without tensors", path.display()) }),
-        }
+        let scale = settings.scale(&module, rank)?;
+        b.iter_mut().for_each(|b| *b *= scale);
+        modules.insert(module, Factors { rank, rows, cols, a, b });
+    }
+    match modules.is_empty() {
+        false => Ok(modules),
+        true => Err(Error::Input { what: format!("{}: an adapter without tensors", path.display()) }),
     }
 }
 
@@ -316,7 +331,7 @@ impl Settings {
     }
 }
 
-/// Reads several adapters.
+/// Reads several adapters of one model.
 pub(crate) fn open_all(dirs: &[PathBuf]) -> Result<Vec<Adapter>> {
     let open = |dir: &PathBuf| {
         // The system's own words for a folder that is not there.

@@ -3,7 +3,7 @@
 use crate::engine::{Engine, Step};
 use crate::generate::Start;
 use crate::physics::Limits;
-use crate::{Answer, Builder, Cancel, ChatFormat, Error, Forecast, Generate, Generation, Result};
+use crate::{Answer, Builder, Cancel, ChatFormat, Checkpoint, Error, Forecast, Generate, Generation, Result};
 use airllm_model::{Config, Want};
 use airllm_text::Tokenizer;
 use std::path::{Path, PathBuf};
@@ -114,10 +114,10 @@ impl AutoModel {
         self.tokenizer.as_ref().map_err(|what| Error::Input { what: what.clone() })
     }
 
-    /// The model's chat template. What it writes is to be generated from without
-    /// [`add_special_tokens`](Generation::add_special_tokens).
+    /// The model's chat format. Give its [`stops`](ChatFormat::stops) to the
+    /// [`Generation`](Generation::stop_ids).
     pub fn chat(&self) -> Result<ChatFormat> {
-        ChatFormat::open(&self.dir)
+        ChatFormat::of(&Checkpoint::open(&self.dir, None)?)
     }
 
     /// Continues a prompt: an iterator over pieces of the answer.

@@ -107,7 +107,7 @@ impl Checkpoint {
     /// length (dynamic NTK).
     pub fn context(&self) -> Option<usize> {
         match self.config.rotary.scaling {
-            Scaling::Dynamic { .. } => None,
+            Scaling::Dynamic { .. } | Scaling::PromptNtk { .. } => None,
             _ => Some(self.config.max_positions),
         }
     }
@@ -125,9 +125,9 @@ impl Checkpoint {
         Ok(Tokenizer::open(self.dir())?)
     }
 
-    /// Its chat template.
+    /// Its chat format.
     pub fn chat(&self) -> Result<ChatFormat> {
-        ChatFormat::open(self.dir())
+        ChatFormat::of(self)
     }
 
     /// Reads everything. Of prepared shards all checksums are compared; a checkpoint has none, so of it

@@ -71,6 +71,7 @@ pub struct Generate<'a> {
     room: usize,
     switch: Option<usize>,
     cancel: Cancel,
+    end_when: Cancel,
     limits: Limits,
     pieces: VecDeque<Piece>,
     failed: bool,
@@ -161,10 +162,11 @@ impl<'a> Generate<'a> {
         let mut generate = Generate {
             engine: start.engine,
             rows,
-            eos: if options.ignore_eos { Vec::new() } else { start.eos.to_vec() },
+            eos: if options.ignore_eos { Vec::new() } else { [start.eos, &options.stop_ids].concat() },
             room: start.room,
             switch: start.switch,
             cancel: start.cancel,
+            end_when: Cancel::new(),
             limits: start.limits,
             pieces: VecDeque::new(),
             failed: false,
@@ -179,6 +181,12 @@ impl<'a> Generate<'a> {
             (0..generate.rows.len()).for_each(|row| generate.end_row(row, None, FinishReason::Length));
         }
         Ok(generate)
+    }
+
+    /// A flag that ends these answers alone, as interrupted, once the pass under way is over. The model goes
+    /// on, unlike after [`Builder::cancel`](crate::Builder::cancel).
+    pub fn end_when(&mut self, flag: &Cancel) {
+        self.end_when = flag.clone();
     }
 
     /// The answers as far as they have come, in the order of the prompts.
@@ -369,7 +377,7 @@ impl Iterator for Generate<'_> {
             if self.failed || self.rows.iter().all(|row| row.answer.finish.is_some()) {
                 return None;
             }
-            if self.cancel.is_stopped() {
+            if self.cancel.is_stopped() || self.end_when.is_stopped() {
                 self.interrupt();
                 continue;
             }

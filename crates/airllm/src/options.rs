@@ -30,6 +30,9 @@ pub struct Generation {
     pub seed: Option<u64>,
     /// Text that ends an answer. It is not part of the answer.
     pub stop: Vec<String>,
+    /// Ids that end an answer, beside those that the checkpoint names; such as
+    /// [`ChatFormat::stops`](crate::ChatFormat::stops).
+    pub stop_ids: Vec<u32>,
     /// Go on after an end-of-sequence token.
     pub ignore_eos: bool,
     /// Let the tokenizer add its special tokens (a begin-of-sequence token, mostly) to a prompt. True.
@@ -47,6 +50,7 @@ impl Default for Generation {
             repetition_penalty: 1.0,
             seed: None,
             stop: Vec::new(),
+            stop_ids: Vec::new(),
             ignore_eos: false,
             add_special_tokens: true,
         }
@@ -99,6 +103,12 @@ impl Generation {
     /// Adds one string to [`stop`](Self::stop).
     pub fn stop(mut self, text: impl Into<String>) -> Self {
         self.stop.push(text.into());
+        self
+    }
+
+    /// Adds to [`stop_ids`](Self::stop_ids).
+    pub fn stop_ids(mut self, ids: &[u32]) -> Self {
+        self.stop_ids.extend_from_slice(ids);
         self
     }
 

@@ -8,7 +8,7 @@ use crate::lift::{self, ShardPlan};
 use crate::lock::Lock;
 use crate::pack::Packer;
 use crate::progress::Meter;
-use crate::{Cancel, Error, OnProgress, Result, Stage};
+use crate::{Adapter, Cancel, Error, OnProgress, Result, Stage};
 use airllm_format::shard::{ShardWriter, accept};
 use airllm_format::{Bits, Manifest, Prepared, Recipe, Repo, SourceEntry, copy_file};
 use airllm_model::Config;
@@ -26,6 +26,7 @@ pub struct Preparation<'a> {
     threads: usize,
     memory: u64,
     check_existing: bool,
+    adapters: &'a [Adapter],
     cancel: Cancel,
     progress: &'a OnProgress,
     free_space: &'a dyn Fn(&Path) -> airllm_format::Result<u64>,
@@ -42,6 +43,7 @@ impl<'a> Preparation<'a> {
             threads: 1,
             memory: u64::MAX,
             check_existing: false,
+            adapters: &[],
             cancel: Cancel::new(),
             progress: &|_| {},
             free_space: &airllm_format::free_space,
@@ -79,6 +81,12 @@ impl<'a> Preparation<'a> {
         self
     }
 
+    /// Folds adapters into the weights.
+    pub fn adapters(mut self, adapters: &'a [Adapter]) -> Self {
+        self.adapters = adapters;
+        self
+    }
+
     /// Stops soon after this is set; finished shards stay for the next run.
     pub fn cancel(mut self, cancel: &Cancel) -> Self {
         self.cancel = cancel.clone();
@@ -108,7 +116,14 @@ impl<'a> Preparation<'a> {
     /// checkpoint or recipe is refused, not overwritten.
     pub fn run(&self, out: &Path) -> Result<Prepared> {
         let shards = self.shards()?;
-        let source = SourceEntry { id: self.id.clone(), fingerprint: self.repo.fingerprint()? };
+        let mut fingerprint = self.repo.fingerprint()?;
+        for adapter in self.adapters {
+            // What an adapter changes must exist, whether or not any of it is looked at below.
+            adapter.low_rank(self.config)?;
+            let both = fingerprint + &adapter.fingerprint();
+            fingerprint = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(both.as_bytes()));
+        }
+        let source = SourceEntry { id: self.id.clone(), fingerprint };
         if let Some(done) = self.existing(out, &source)?.filter(|_| !self.check_existing) {
             return Ok(done);
         }
@@ -123,7 +138,7 @@ impl<'a> Preparation<'a> {
     }
 
     fn shards(&self) -> Result<Vec<ShardPlan>> {
-        Ok(lift::shards(lift::units(self.repo, self.config, self.bits)?))
+        Ok(lift::shards(lift::merged(self.repo, self.config, self.bits, self.adapters)?))
     }
 
     /// The finished folder, if it is one. An unfinished or damaged one is `None`, one that holds

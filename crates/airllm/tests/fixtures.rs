@@ -1,8 +1,9 @@
-//! Every Llama fixture beside the repository against its goldens: logits, hidden states by layer, greedy
+//! Every fixture beside the repository against its goldens: logits, hidden states by layer, greedy
 //! tokens, batches, ends. The tolerances are those of the fixtures' own table.
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 use airllm::{AutoModel, FinishReason, Generation};
+use airllm_tests::shared::FIXTURES;
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
 
@@ -102,62 +103,31 @@ fn check(name: &str, logits_tolerance: f32, hidden_tolerance: f32) {
     }
 }
 
+/// A share of all fixtures, so that several run at once.
+fn check_share(share: usize) {
+    for fixture in FIXTURES.iter().skip(share).step_by(SHARES) {
+        check(fixture.name, fixture.logits, fixture.hidden);
+    }
+}
+
+const SHARES: usize = 4;
+
 #[test]
-fn llama2_multi_head() {
-    check("llama2_mha", 2e-4, 3e-4);
+fn every_fixture_of_the_first_share() {
+    check_share(0);
 }
 
 #[test]
-fn llama32_grouped_and_tied() {
-    check("llama32_gqa_tied", 3e-4, 3e-4);
+fn every_fixture_of_the_second_share() {
+    check_share(1);
 }
 
 #[test]
-fn linear_rope() {
-    check("llama_rope_linear", 2e-4, 3e-4);
+fn every_fixture_of_the_third_share() {
+    check_share(2);
 }
 
 #[test]
-fn dynamic_rope() {
-    check("llama_rope_dynamic", 2e-4, 3e-4);
-}
-
-#[test]
-fn yarn_rope() {
-    check("llama_rope_yarn", 2e-4, 3e-4);
-}
-
-#[test]
-fn newer_config() {
-    check("llama_v5_config", 2e-4, 3e-4);
-}
-
-#[test]
-fn biases() {
-    check("llama_bias", 2e-4, 3e-4);
-}
-
-#[test]
-fn f32_weights() {
-    check("llama_f32", 3e-4, 3e-4);
-}
-
-// Checkpoints that come quantised.
-
-#[test]
-fn gptq() {
-    check("gptq_sym_g128", 2e-4, 3e-4);
-    check("gptq_actorder", 2e-4, 3e-4);
-}
-
-#[test]
-fn awq() {
-    check("awq_gemm", 2e-4, 3e-4);
-}
-
-#[test]
-fn bitsandbytes() {
-    check("bnb_nf4", 2e-4, 3e-4);
-    check("bnb_nf4_double", 2e-4, 3e-4);
-    check("bnb_int8", 2e-4, 3e-4);
+fn every_fixture_of_the_fourth_share() {
+    check_share(3);
 }

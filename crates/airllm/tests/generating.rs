@@ -1,7 +1,7 @@
 //! Generation: the same tokens whatever the budget and the company, and every way to end.
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
-use airllm::{AutoModel, Builder, Cancel, Error, FinishReason, Generation};
+use airllm::{AutoModel, Builder, Cancel, Error, FinishReason, Generation, Message};
 use airllm_tests::checkpoint::{Checkpoint, Shape};
 use std::path::PathBuf;
 
@@ -228,4 +228,44 @@ fn physics_and_timeline() {
     assert!(run.gantt(40).contains("compute"));
     let trace: serde_json::Value = serde_json::from_str(&run.chrome_trace()).unwrap();
     assert!(trace["traceEvents"].as_array().unwrap().iter().any(|event| event["name"] == "layer.3"));
+}
+
+#[test]
+fn a_conversation_ends_where_its_format_says() {
+    let tiny = Tiny::new();
+    std::fs::write(
+        tiny.path().join("chat_template.jinja"),
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
+    )
+    .unwrap();
+    let model = tiny.load(tiny.builder());
+    let chat = model.chat().unwrap();
+    let messages = [Message::system("a"), Message::user("b")];
+    assert_eq!(chat.text(&messages).unwrap(), "<system>a<user>b");
+    let ids = chat.ids(&messages).unwrap();
+    assert_eq!(ids, model.tokenizer().unwrap().encode("<system>a<user>b", false).unwrap());
+
+    let options = Generation::default().max_new_tokens(9).ignore_eos(true);
+    let (all, _) = run(&model, std::slice::from_ref(&ids), &options);
+    let third = all[0].0[2];
+    let until = all[0].0.iter().position(|id| *id == third).unwrap() + 1;
+    let (some, _) = run(&model, std::slice::from_ref(&ids), &options.ignore_eos(false).stop_ids(&[third]));
+    assert_eq!((&some[0].0[..], some[0].2), (&all[0].0[..until], FinishReason::Stop));
+}
+
+#[test]
+fn a_flag_of_its_own_ends_one_run_and_not_the_model() {
+    let tiny = Tiny::new();
+    let model = tiny.load(tiny.builder());
+    let options = Generation::default().max_new_tokens(20).ignore_eos(true);
+    let flag = Cancel::new();
+    let mut generate = model.generate_ids(prompts(), &options).unwrap();
+    generate.end_when(&flag);
+    generate.next().unwrap().unwrap();
+    flag.stop();
+    assert!(generate.by_ref().all(|piece| piece.is_ok()));
+    assert!(generate.answers().all(|answer| answer.finish == Some(FinishReason::Interrupted)));
+    drop(generate);
+    let (answers, _) = run(&model, &prompts(), &options);
+    assert!(answers.iter().all(|answer| answer.0.len() == 20));
 }

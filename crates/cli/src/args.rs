@@ -55,8 +55,12 @@ pub struct Common {
 pub enum Command {
     /// Continue a prompt
     Generate(Generate),
+    /// Talk with a chat model
+    Chat(Chat),
     /// Write a checkpoint's shards: with fewer bits, or in the order of use
     Prepare(Prepare),
+    /// Fold LoRA adapters into a checkpoint's weights
+    Merge(Merge),
     /// Say what a checkpoint or a folder of shards holds
     Inspect(Inspect),
     /// Say where every layer will live, and how fast that will be
@@ -67,6 +71,26 @@ pub enum Command {
     Tokenize(Tokenize),
     /// List or clean the prepared shards
     Cache(Cache),
+}
+
+/// Writes the checkpoint anew, in its own layout and precision; with --bits as shards.
+#[derive(Debug, Args)]
+pub struct Merge {
+    /// Folder of a LoRA adapter; may be given several times
+    #[arg(long, value_name = "DIR", required = true)]
+    pub adapter: Vec<PathBuf>,
+    /// New folder for the result
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Write shards instead, with so many bits a weight; 16 is the checkpoint's own precision
+    #[arg(long, value_name = "16|8|4")]
+    pub bits: Option<BitWidth>,
+    /// Never use the network
+    #[arg(long)]
+    pub offline: bool,
+    /// Branch, tag or commit of a hub id
+    #[arg(long, value_name = "REV")]
+    pub revision: Option<String>,
 }
 
 /// How a model is stored and fetched.
@@ -83,6 +107,15 @@ pub struct Weights {
     /// Branch, tag or commit of a hub id
     #[arg(long, value_name = "REV")]
     pub revision: Option<String>,
+}
+
+/// What is added to the weights while they are used.
+#[derive(Debug, Args, Clone)]
+#[command(next_help_heading = "Model options")]
+pub struct Adapters {
+    /// Folder of a LoRA adapter to apply, the weights staying as they are; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Vec<PathBuf>,
 }
 
 /// The shape of the stream. The results are the same whatever it is.
@@ -115,7 +148,7 @@ pub struct Generate {
     /// The prompt as token ids, to which nothing is added; once for each prompt
     #[arg(long, value_name = "1,2,3", conflicts_with = "prompts")]
     pub input_ids: Vec<Ids>,
-    /// Put each prompt into the model's chat template, as the user's message
+    /// Put each prompt into the model's chat format, as the user's message
     #[arg(long, conflicts_with = "input_ids")]
     pub chat: bool,
     #[command(flatten)]
@@ -132,15 +165,40 @@ pub struct Generate {
     #[command(flatten)]
     pub weights: Weights,
     #[command(flatten)]
+    pub adapters: Adapters,
+    #[command(flatten)]
+    pub tuning: Tuning,
+}
+
+/// Lines are messages; one that ends in \\ goes on in the next, and """ begins and ends one of many lines.
+/// /help lists the commands. Ctrl-C stops an answer, and leaves at the prompt, as does Ctrl-D.
+#[derive(Debug, Args)]
+pub struct Chat {
+    /// What the model should be or know, said before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Go on with a conversation that /save has written
+    #[arg(long, value_name = "FILE")]
+    pub load: Option<PathBuf>,
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// Tokens of context to make room for; the model's, but no more than 4096, if not given
+    #[arg(long, value_name = "TOKENS")]
+    pub context: Option<usize>,
+    #[command(flatten)]
+    pub weights: Weights,
+    #[command(flatten)]
+    pub adapters: Adapters,
+    #[command(flatten)]
     pub tuning: Tuning,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct Sampling {
-    /// The most tokens to add
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
-    pub max_new_tokens: usize,
+    /// The most tokens to add; 128 if not given, 1024 in a chat
+    #[arg(short = 'n', long, value_name = "N")]
+    pub max_new_tokens: Option<usize>,
     /// 0 takes the most likely token each time; 1 draws as the model says; above, more freely
     #[arg(short, long, value_name = "T", default_value_t = 0.0)]
     pub temperature: f32,
@@ -207,6 +265,8 @@ pub struct Plan {
     #[command(flatten)]
     pub weights: Weights,
     #[command(flatten)]
+    pub adapters: Adapters,
+    #[command(flatten)]
     pub tuning: Tuning,
 }
 
@@ -224,6 +284,8 @@ pub struct Logits {
     #[command(flatten)]
     pub weights: Weights,
     #[command(flatten)]
+    pub adapters: Adapters,
+    #[command(flatten)]
     pub tuning: Tuning,
 }
 
@@ -238,6 +300,17 @@ pub struct Tokenize {
     /// Read JSON lines, {"text": …} or {"ids": […]}, from standard input and answer each with both
     #[arg(long, conflicts_with_all = ["text", "ids"])]
     pub jsonl: bool,
+    /// Render a conversation, a JSON list of messages ("-" is standard input), in the model's chat format:
+    /// the prompt and its ids
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "ids", "jsonl", "compare"])]
+    pub chat: Option<PathBuf>,
+    /// Compare the tokenizers of several models, named as for --model, on the text (or a sample of
+    /// Chinese, English and code): tokens a character, characters a second
+    #[arg(long, value_name = "MODEL", num_args = 1.., conflicts_with_all = ["ids", "jsonl"])]
+    pub compare: Vec<String>,
+    /// Read the text from a file; "-" is standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["text", "ids", "jsonl", "chat"])]
+    pub file: Option<PathBuf>,
     /// Add no special tokens to a text
     #[arg(long)]
     pub no_special: bool,

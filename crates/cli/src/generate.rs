@@ -5,12 +5,15 @@ use crate::exit::{Failure, Result, usage};
 use crate::progress::Bars;
 use crate::{input, model, output};
 use airllm::{
-    Answer, AutoModel, Builder, Cancel, Checkpoint, FinishReason, Generate as Run, Generation, Physics,
-    Timings,
+    Answer, AutoModel, Builder, Cancel, ChatFormat, Checkpoint, FinishReason, Generate as Run, Generation,
+    Message, Physics, Timings,
 };
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
+
+/// The most new tokens, unless said otherwise.
+const MAX_NEW_TOKENS: usize = 128;
 
 /// One answer, as `--json` shows it.
 #[derive(Serialize)]
@@ -41,17 +44,22 @@ struct ManyObject<'a> {
 }
 
 pub fn run(common: &Common, args: &Generate, cancel: &Cancel) -> Result<()> {
-    let options = options(&args.sampling);
+    let mut options = options(&args.sampling, MAX_NEW_TOKENS);
     options.validate()?;
     let bars = Arc::new(Bars::new());
     let mut builder = model::builder(common, cancel, &bars);
     builder = model::tuning(model::weights(builder, &args.weights), &args.tuning);
+    builder = model::adapters(builder, &args.adapters);
     builder = builder.timeline(args.timeline || args.trace.is_some());
     if let Some(context) = args.context {
         builder = builder.context(context);
     }
     let checkpoint = model::find(&builder, common, None)?;
-    let prompts = prompts(args, &checkpoint)?;
+    let chat = if args.chat { Some(checkpoint.chat()?) } else { None };
+    if let Some(chat) = &chat {
+        options = options.stop_ids(chat.stops());
+    }
+    let prompts = prompts(args, &checkpoint, chat.as_ref())?;
     let model = load(builder, &checkpoint, &prompts, &options)?;
     bars.clear();
 
@@ -127,9 +135,10 @@ fn object(answer: &Answer, has_text: bool) -> AnswerObject<'_> {
     }
 }
 
-fn options(args: &Sampling) -> Generation {
+/// How to choose tokens, with `most` new ones where the user names no number.
+pub fn options(args: &Sampling, most: usize) -> Generation {
     let mut options = Generation::default()
-        .max_new_tokens(args.max_new_tokens)
+        .max_new_tokens(args.max_new_tokens.unwrap_or(most))
         .temperature(args.temperature)
         .top_p(args.top_p.unwrap_or(1.0))
         .min_p(args.min_p.unwrap_or(0.0))
@@ -142,7 +151,7 @@ fn options(args: &Sampling) -> Generation {
 }
 
 /// The token ids of every prompt, wherever the prompts come from.
-fn prompts(args: &Generate, checkpoint: &Checkpoint) -> Result<Vec<Vec<u32>>> {
+fn prompts(args: &Generate, checkpoint: &Checkpoint, chat: Option<&ChatFormat>) -> Result<Vec<Vec<u32>>> {
     if !args.input_ids.is_empty() {
         return Ok(args.input_ids.iter().map(|Ids(ids)| ids.clone()).collect());
     }
@@ -152,10 +161,9 @@ fn prompts(args: &Generate, checkpoint: &Checkpoint) -> Result<Vec<Vec<u32>>> {
         (None, prompts) => prompts.to_vec(),
     };
     let tokenizer = checkpoint.tokenizer()?;
-    let template = if args.chat { Some(checkpoint.chat()?) } else { None };
     let encode = |text: &String| -> Result<Vec<u32>> {
-        match &template {
-            Some(chat) => Ok(tokenizer.encode(&chat.user(text)?, false).map_err(airllm::Error::from)?),
+        match chat {
+            Some(chat) => Ok(chat.ids(&[Message::user(text)])?),
             None => Ok(tokenizer.encode(text, true).map_err(airllm::Error::from)?),
         }
     };

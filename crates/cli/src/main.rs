@@ -1,16 +1,19 @@
-//! The `airllm` command: generate, prepare, inspect, plan, logits, tokenize, cache.
+//! The `airllm` command: generate, chat, prepare, merge, inspect, plan, logits, tokenize, cache.
 //!
 //! Standard output carries only results; progress and the closing physics line go to standard error.
 //! Everything a command does is done by the `airllm` library; here are arguments, bars and tables.
 
 mod args;
 mod cache;
+mod chat;
+mod compare;
 mod demo;
 mod exit;
 mod generate;
 mod input;
 mod inspect;
 mod logits;
+mod merge;
 mod model;
 mod output;
 mod plan;
@@ -30,7 +33,9 @@ fn main() -> ExitCode {
     let common = &cli.common;
     let result = match &cli.command {
         Command::Generate(args) => generate::run(common, args, &cancel),
+        Command::Chat(args) => chat::run(common, args, &cancel),
         Command::Prepare(args) => prepare::run(common, args, &cancel),
+        Command::Merge(args) => merge::run(common, args, &cancel),
         Command::Inspect(args) => inspect::run(common, args, &cancel),
         Command::Plan(args) => plan::run(common, args, &cancel),
         Command::Logits(args) => logits::run(common, args, &cancel),

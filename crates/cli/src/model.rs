@@ -1,6 +1,6 @@
 //! From the common options to a model.
 
-use crate::args::{Common, Tuning, Weights};
+use crate::args::{Adapters, Common, Tuning, Weights};
 use crate::demo;
 use crate::exit::{Result, usage};
 use crate::progress::Bars;
@@ -29,6 +29,11 @@ pub fn weights(mut builder: Builder, args: &Weights) -> Builder {
         builder = builder.revision(revision);
     }
     builder.offline(args.offline)
+}
+
+/// Adds what is added to the weights.
+pub fn adapters(builder: Builder, args: &Adapters) -> Builder {
+    args.adapter.iter().fold(builder, Builder::adapter)
 }
 
 /// Adds the shape of the stream.

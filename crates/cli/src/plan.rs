@@ -11,6 +11,7 @@ pub fn run(common: &Common, args: &Plan, cancel: &Cancel) -> Result<()> {
     let bars = Arc::new(Bars::new());
     let mut builder = model::builder(common, cancel, &bars);
     builder = model::tuning(model::weights(builder, &args.weights), &args.tuning);
+    builder = model::adapters(builder, &args.adapters);
     if let Some(context) = args.context {
         builder = builder.context(context);
     }

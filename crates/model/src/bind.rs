@@ -5,6 +5,7 @@ use crate::config::TensorDecl;
 use crate::{Config, Error, Result};
 use airllm_format::NumFormat;
 use airllm_stream::{Catalog, Tensor, TensorId};
+use std::collections::HashMap;
 
 /// Where the tensors of a model are, by unit and role.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,11 @@ pub struct Bound {
 ///
 /// Tensors that the configuration does not declare may be in the catalog; in the pass they may not.
 pub fn bind(config: &Config, catalog: &Catalog) -> Result<Binding> {
+    // Models with experts have tens of thousands of tensors: searching for each would take seconds.
+    let ids = catalog.units.iter().enumerate().flat_map(|(unit, u)| {
+        u.tensors.iter().enumerate().map(move |(tensor, t)| ((&*u.name, &*t.name), TensorId { unit, tensor }))
+    });
+    let ids: HashMap<(&str, &str), TensorId> = ids.collect();
     let mut units = Vec::with_capacity(config.layers + 2);
     let mut layers = Vec::with_capacity(config.layers);
     for unit in config.units() {
@@ -47,7 +53,7 @@ pub fn bind(config: &Config, catalog: &Catalog) -> Result<Binding> {
         let mut bound = Vec::with_capacity(unit.tensors.len());
         let mut order = None;
         for decl in &unit.tensors {
-            let found = catalog.find(&unit.name, &decl.name);
+            let found = ids.get(&(&*unit.name, &*decl.name)).copied();
             let Some((id, tensor)) = found.and_then(|id| Some((id, catalog.get(id)?))) else {
                 let expected = format!("{} ({})", shape(decl.rows(), decl.cols()), decl.hf);
                 return Err(mismatch(&unit.name, &decl.name, expected, "nothing"));

@@ -227,7 +227,7 @@ const FEWEST_SLOTS: usize = 2;
 /// layer saves one. Layers come first therefore, then experts, then tables that are only gathered from;
 /// what is left over between two layers goes to the cache, unless fewer layers and more cache read less.
 pub fn plan(need: &Need, hardware: &Hardware, request: &Request) -> Result<Plan, Refusal> {
-    let total: u64 = need.units.iter().map(|unit| slack(unit)).sum();
+    let total: u64 = need.units.iter().map(slack).sum();
     let least_slot = smallest_slot(need.longest_row.max(1));
     let have = request.ram.unwrap_or(u64::MAX);
     let everything = need.fixed + total;

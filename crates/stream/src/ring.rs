@@ -261,8 +261,13 @@ mod model_check {
     /// Every interleaving with at most three preemptions: enough to show the races that two-party
     /// protocols have, few enough to finish in seconds.
     fn model(check: impl Fn() + Send + Sync + 'static) {
+        bounded(3, check);
+    }
+
+    /// With three threads two preemptions have to do.
+    fn bounded(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
         let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
+        builder.preemption_bound = Some(preemptions);
         builder.check(check);
     }
 
@@ -286,7 +291,7 @@ mod model_check {
 
     #[test]
     fn every_stripe_arrives_once_in_order_with_its_own_bytes() {
-        model(|| {
+        bounded(2, || {
             let ring = Arc::new(Ring::new(carve(&[64, 64]).unwrap()));
             let readers: Vec<_> = (0..2)
                 .map(|_| {
@@ -377,7 +382,7 @@ mod model_check {
 
     #[test]
     fn orders_are_answered_while_numbers_run() {
-        model(|| {
+        bounded(2, || {
             let ring = Arc::new(Ring::new(carve(&[64]).unwrap()));
             let readers: Vec<_> = (0..2)
                 .map(|_| {

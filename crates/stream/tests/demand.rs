@@ -17,9 +17,9 @@ use std::sync::atomic::Ordering;
 /// layer.
 fn moe(layers: &[Vec<(usize, usize)>], experts: usize, shapes: &[(usize, usize)]) -> (Catalog, Vec<Vec<u8>>) {
     let (mut catalog, mut files) = model(layers, false);
-    for layer in 1..=layers.len() {
+    for (layer, file) in files.iter_mut().enumerate().skip(1) {
         for expert in 0..experts {
-            let tensors = write(layer, expert + 1, shapes, &mut files[layer]);
+            let tensors = write(layer, expert + 1, shapes, file);
             let name = format!("u{layer}.expert{expert}");
             catalog.units.push(Unit { name, tensors, on_demand: true });
         }

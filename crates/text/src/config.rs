@@ -71,6 +71,31 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Takes the tokens of `added_tokens.json`, which older folders have in place of
+    /// `added_tokens_decoder`: strings with their ids. They are special if a role names them.
+    pub(crate) fn older_added_tokens(&mut self, dir: &Path) -> Result<()> {
+        let path = dir.join("added_tokens.json");
+        let Some(file) = read_json(&path)?.filter(|_| self.added.is_empty()) else { return Ok(()) };
+        let tokens =
+            file.as_object().ok_or_else(|| malformed(&path, "expected an object of strings and ids"))?;
+        for (content, id) in tokens {
+            let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
+            let number = number.ok_or_else(|| expected(&path, content, "a token id", id))?;
+            let special = self.named.values().chain(&self.additional).any(|named| named == content);
+            let (content, no) = (content.clone(), false);
+            let token = AddedToken {
+                content,
+                lstrip: no,
+                rstrip: no,
+                single_word: no,
+                normalized: !special,
+                special,
+            };
+            self.added.insert(number, token);
+        }
+        Ok(())
+    }
+
     /// Understands the content of `tokenizer_config.json`; `path` is for messages.
     pub(crate) fn parse(config: &Value, path: &Path) -> Result<Self> {
         if !config.is_null() && !config.is_object() {

@@ -75,10 +75,11 @@ pub enum Error {
         /// The template engine's message, with the line.
         what: String,
     },
-    /// A chat template refused these messages (it called `raise_exception`).
+    /// A chat template refused these messages (it called `raise_exception`), or a built-in chat format
+    /// has no place for them.
     #[error("the chat template refuses these messages: {message}")]
     Refused {
-        /// The template's own words.
+        /// The template's own words, or the name of the format and what it lacks.
         message: String,
     },
 }

@@ -3,6 +3,7 @@
 //! - [`Tokenizer`] turns text into ids and back, exactly as the model's own tokenizer does.
 //! - [`Detokenizer`] does the way back while ids are still coming.
 //! - [`ChatTemplate`] writes a conversation as the one text that the model was trained on.
+//! - [`ChatFormat`] does that for every model, those without a template included, and gives ids.
 //!
 //! The crate opens small files of a checkpoint folder and nothing else; it knows no network, no clock
 //! and no weights.
@@ -38,11 +39,13 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+mod chat;
 mod clock;
 mod config;
 mod error;
 mod json;
 mod merge;
+mod native;
 mod prefixes;
 mod python;
 mod sentencepiece;
@@ -54,6 +57,7 @@ mod tokenizer;
 mod utf8;
 mod vocabulary;
 
+pub use chat::{ChatFormat, ChatSource};
 pub use clock::DateTime;
 pub use error::{Error, Result};
 pub use template::{Chat, ChatTemplate};

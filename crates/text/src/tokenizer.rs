@@ -18,6 +18,7 @@ use crate::{Error, Result};
 pub struct Tokenizer {
     vocabulary: Arc<dyn Vocabulary>,
     special: Arc<SpecialTokens>,
+    origin: Arc<str>,
 }
 
 /// A special token and its id.
@@ -84,8 +85,13 @@ impl Tokenizer {
     pub fn open_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        let settings = Settings::open(path.parent().unwrap_or(Path::new("")))?;
-        let vocabulary: Arc<dyn Vocabulary> = if path.extension().is_some_and(|ending| ending == "json") {
+        let dir = path.parent().unwrap_or(Path::new(""));
+        let mut settings = Settings::open(dir)?;
+        let json = path.extension().is_some_and(|ending| ending == "json");
+        if !json {
+            settings.older_added_tokens(dir)?;
+        }
+        let vocabulary: Arc<dyn Vocabulary> = if json {
             Arc::new(JsonVocabulary::parse(&bytes, &settings, path)?)
         } else if path.extension().is_some_and(|ending| ending == "tiktoken") || tiktoken::looks_like(&bytes)
         {
@@ -189,6 +195,11 @@ impl Tokenizer {
         &self.special
     }
 
+    /// Where `tokenizer_config.json` says that it came from; empty if it does not.
+    pub(crate) fn origin(&self) -> &str {
+        &self.origin
+    }
+
     fn new(vocabulary: Arc<dyn Vocabulary>, settings: &Settings) -> Self {
         let find = |token: &String| vocabulary.id(token).map(|id| Special { token: token.clone(), id });
         // Where the small files do not speak of a role, the vocabulary may.
@@ -209,7 +220,7 @@ impl Tokenizer {
             mask: named("mask_token"),
             additional: settings.additional.iter().filter_map(find).collect(),
         };
-        Self { vocabulary, special: Arc::new(special) }
+        Self { vocabulary, special: Arc::new(special), origin: settings.origin.as_str().into() }
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) use catalog::{Lifted, MadeFile, pass};
 pub(crate) use rows::Scratch;
 pub(crate) use source::LiftedSource;
 
-use crate::{Error, Result};
+use crate::{Adapter, Error, Result};
 use airllm_format::shard::{ShardTag, TensorSpec};
 use airllm_format::{Bits, NumFormat, Repo};
 use airllm_model::arch::Fold;
@@ -62,6 +62,8 @@ pub(crate) struct TensorPlan {
     pub(crate) entry: String,
     /// How the checkpoint stores it.
     stored: Stored,
+    /// Adapters that are folded into its weights.
+    adapters: Vec<Adapter>,
     /// The format of its rows.
     pub(crate) to: NumFormat,
 }
@@ -83,7 +85,7 @@ impl TensorPlan {
             true => format.row_bytes(span.start),
             false => span.start * format.row_bytes(self.decl.cols()),
         };
-        (*format == self.to).then(|| (part.file, part.start + before as u64))
+        (*format == self.to && self.adapters.is_empty()).then(|| (part.file, part.start + before as u64))
     }
 
     /// Bytes of memory that it takes itself.
@@ -151,11 +153,21 @@ fn code_bits(format: NumFormat) -> usize {
 
 /// The plan of every unit of a model, checked against the checkpoint's headers.
 pub(crate) fn units(repo: &Repo, config: &Config, bits: Bits) -> Result<Vec<UnitPlan>> {
+    merged(repo, config, bits, &[])
+}
+
+/// The same, with adapters folded into the weights.
+pub(crate) fn merged(
+    repo: &Repo,
+    config: &Config,
+    bits: Bits,
+    adapters: &[Adapter],
+) -> Result<Vec<UnitPlan>> {
     let scheme = Scheme::read(repo)?;
     let plan = |unit: UnitDecl| -> Result<UnitPlan> {
         let tensors = unit.tensors.iter().map(|decl| {
             let sorted = config.reordered.contains(&decl.hf);
-            tensor(repo, &scheme, &unit, decl, bits, sorted)
+            tensor(repo, &scheme, &unit, decl, (bits, adapters), sorted)
         });
         let tensors = tensors.collect::<Result<_>>()?;
         Ok(UnitPlan { name: unit.name, shard: unit.shard, on_demand: unit.on_demand, tensors })
@@ -206,7 +218,7 @@ fn tensor(
     scheme: &Scheme,
     unit: &UnitDecl,
     decl: &TensorDecl,
-    bits: Bits,
+    (bits, adapters): (Bits, &[Adapter]),
     sorted: bool,
 ) -> Result<TensorPlan> {
     let (stored, entry) = (stored::find(repo, scheme, &unit.name, decl, sorted)?, unit.entry(decl));
@@ -224,8 +236,15 @@ fn tensor(
         );
         return Err(Error::Input { what });
     }
-    // What was folded has numbers that the format it was stored in need not have.
-    let from = if decl.fold == Fold::None { stored.format() } else { NumFormat::F32 };
+    let changes = |adapter: &&Adapter| !decl.is_vector() && adapter.factors(&decl.hf).is_some();
+    let adapters: Vec<Adapter> = adapters.iter().filter(changes).cloned().collect();
+    // What was folded has numbers that the format it was stored in need not have. Sums with an adapter are
+    // rounded to it all the same, if it is one that anything is rounded to, as other programs do.
+    let from = match stored.format() {
+        _ if decl.fold != Fold::None => NumFormat::F32,
+        format if format.is_foreign() && !adapters.is_empty() => NumFormat::F16,
+        format => format,
+    };
     let to = choose(from, decl.floor, bits);
-    Ok(TensorPlan { decl: decl.clone(), entry, stored, to })
+    Ok(TensorPlan { decl: decl.clone(), entry, stored, adapters, to })
 }

@@ -39,7 +39,8 @@ impl TensorPlan {
             return self.vector(files, scratch, out);
         }
         let (cols, row) = (self.decl.cols(), self.row_bytes());
-        let as_is = self.decl.fold == Fold::None && self.stored.format() == self.to;
+        let as_is =
+            self.decl.fold == Fold::None && self.stored.format() == self.to && self.adapters.is_empty();
         let mut rest = out;
         for piece in pieces(&self.decl.spans, rows) {
             let (out, after) = rest.split_at_mut((piece.len() * row).min(rest.len()));
@@ -77,6 +78,9 @@ impl TensorPlan {
         let step = (TILE / from_row).max(1);
         let Scratch { raw, tile, weights } = scratch;
         weights.resize(cols, 0.0);
+        // Adapters know the order of the checkpoint.
+        let columns = self.stored.columns().filter(|_| !self.adapters.is_empty());
+        let mut added = vec![0.0; if columns.is_some() { cols } else { 0 }];
         for (first, out) in rows.clone().step_by(step).zip(out.chunks_mut(step * to_row)) {
             let last = (first + step).min(rows.end);
             tile.resize((last - first) * from_row, 0);
@@ -85,6 +89,15 @@ impl TensorPlan {
             for (row, (packed, out)) in (first..last).zip(pairs) {
                 let done = unpack_row(from, packed, weights).and_then(|()| {
                     fold(self.decl.fold, weights);
+                    for factors in self.adapters.iter().filter_map(|a| a.factors(&self.decl.hf)) {
+                        let Some(columns) = &columns else {
+                            factors.add_to(row, weights);
+                            continue;
+                        };
+                        added.fill(0.0);
+                        factors.add_to(row, &mut added);
+                        weights.iter_mut().zip(columns).for_each(|(w, &col)| *w += added[col as usize]);
+                    }
                     pack_row(self.to, weights, out)
                 });
                 done.map_err(|error| self.stored.main().bad_row(row, error))?;

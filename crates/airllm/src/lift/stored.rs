@@ -84,6 +84,14 @@ impl Stored {
         }
     }
 
+    /// Which column of the checkpoint each column of its rows is, where they have another order.
+    pub(crate) fn columns(&self) -> Option<Vec<u32>> {
+        match self {
+            Self::Affine(it) => it.columns(),
+            _ => None,
+        }
+    }
+
     /// Bytes of memory that its tables take for good.
     pub(crate) fn tables(&self) -> usize {
         match self {

@@ -15,6 +15,7 @@ impl Place {
         Place { dir: tempfile::tempdir().unwrap() }
     }
 
+    #[allow(dead_code, reason = "not every test file uses every helper")]
     /// A place that holds a tiny checkpoint called `model`.
     pub fn with_model() -> Place {
         let place = Place::new();

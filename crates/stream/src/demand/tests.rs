@@ -1,5 +1,7 @@
 //! The lane without threads and without a disk: the test plays the reader.
 
+#![allow(clippy::unwrap_used)]
+
 use super::*;
 use crate::arena::carve;
 use crate::ring::{Claim, Place as RingPlace, Work};

@@ -59,17 +59,16 @@ impl SentencePieceDecode {
 
     fn piece(&mut self, id: u32, out: &mut String) {
         let vocabulary = Arc::clone(&self.vocabulary);
-        let Some(piece) = vocabulary.model.pieces.get(id as usize) else {
-            // A special token without a piece: its name is its text, and what follows begins anew.
-            if let Some(token) = vocabulary.specials.token(id + vocabulary.offset) {
-                self.write_bytes(true, out);
-                self.write(&token.content, out);
-                self.at_begin = true;
-                self.blank_seen = false;
-                self.any_text = false;
-            }
+        if let Some(name) = vocabulary.name(id + vocabulary.offset) {
+            // Its name is its text, and what follows begins anew.
+            self.write_bytes(true, out);
+            self.write(name, out);
+            self.at_begin = true;
+            self.blank_seen = false;
+            self.any_text = false;
             return;
-        };
+        }
+        let Some(piece) = vocabulary.model.pieces.get(id as usize) else { return };
         if piece.kind == Kind::Byte {
             self.bytes.extend(vocabulary.byte_of(id));
             self.write_bytes(false, out);

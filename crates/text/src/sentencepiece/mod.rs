@@ -176,6 +176,14 @@ impl SentencePieceVocabulary {
         }
     }
 
+    /// The name of a special token that is no piece, or that has a piece's id and another name (as
+    /// InternLM2 has it).
+    fn name(&self, id: u32) -> Option<&str> {
+        let name = self.specials.token(id)?.content.as_str();
+        let piece = id.checked_sub(self.offset).and_then(|id| self.model.pieces.get(id as usize));
+        Some(name).filter(|name| piece.is_none_or(|piece| piece.text != *name))
+    }
+
     fn byte_of(&self, id: u32) -> Option<u8> {
         fallback_byte(&self.model.pieces.get(id as usize)?.text)
     }
@@ -213,11 +221,11 @@ impl Vocabulary for SentencePieceVocabulary {
     }
 
     fn token(&self, id: u32) -> Option<String> {
-        let piece = id.checked_sub(self.offset).and_then(|id| self.model.pieces.get(id as usize));
-        match piece {
-            Some(piece) => Some(piece.text.clone()),
-            None => self.specials.token(id).map(|token| token.content.clone()),
+        if let Some(name) = self.name(id) {
+            return Some(name.to_owned());
         }
+        let piece = self.model.pieces.get(id.checked_sub(self.offset)? as usize)?;
+        Some(piece.text.clone())
     }
 
     fn id(&self, token: &str) -> Option<u32> {

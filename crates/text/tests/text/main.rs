@@ -4,6 +4,8 @@
 
 mod chat;
 mod common;
+mod native;
 mod refusals;
+mod small_files;
 mod stream;
 mod vectors;

@@ -50,7 +50,7 @@ impl Made {
             on_demand: false,
             tensors: vec![decl.clone()],
         };
-        tensor(&repo, &Scheme::read(&repo)?, &unit, decl, bits, sorted)
+        tensor(&repo, &Scheme::read(&repo)?, &unit, decl, (bits, &[]), sorted)
     }
 
     fn rows(&self, plan: &TensorPlan, rows: Range<usize>) -> Vec<u8> {

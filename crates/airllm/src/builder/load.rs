@@ -1,0 +1,253 @@
+//! From what was chosen to a model that runs: prepare, plan, start the stream.
+
+use super::{Builder, Device};
+use crate::adapter::open_all;
+use crate::checkpoint::{Checkpoint, Form};
+use crate::engine::{Engine, Runner};
+use crate::error::At;
+use crate::forecast::{Forecast, Want, alternatives, forecast};
+use crate::source::Stoppable;
+use crate::weights::Weights;
+use crate::{Adapter, AutoModel, Cache, Error, Preparation, Result, hardware};
+use airllm_format::{Bits, Prepared, ReadMode, Repo};
+use airllm_kernels::Cpu;
+use airllm_model::{LowRank, Model, bind};
+use airllm_stream::{Catalog, Hardware, Options, Pipeline, Request, Timeline};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Rates of this machine, and what follows from them.
+struct Measured {
+    hardware: Hardware,
+    /// False where the files were too small, and the rate of the disk is a stand-in.
+    disk: bool,
+    /// The better way to read these files.
+    mode: ReadMode,
+}
+
+/// Tokens of key/value cache a sequence where nothing else is said.
+const CACHE_TOKENS: usize = 4096;
+
+/// What is left to others where the budget is "all that is free": a sixteenth.
+const LEFT_FREE: u64 = 16;
+
+impl Builder {
+    /// Makes sure that there are shards of a model: those it has, those in the cache, or new ones.
+    pub fn prepare(&self, checkpoint: &Checkpoint) -> Result<Prepared> {
+        let repo = match checkpoint.form() {
+            Form::Prepared(prepared) => {
+                let have = prepared.manifest().recipe.bits;
+                if let Some(bits) = self.bits.filter(|bits| *bits != have) {
+                    let what = format!(
+                        "{}: these shards are stored as {}, {} was asked for: prepare the checkpoint again with \
+                         those bits",
+                        prepared.dir().display(),
+                        have.name(),
+                        bits.name()
+                    );
+                    return Err(Error::Input { what });
+                }
+                return Ok(prepared.clone());
+            }
+            Form::Published(repo) => repo,
+        };
+        let out = self.shards_of(checkpoint)?;
+        self.write_shards(checkpoint, repo, &out, &[])
+    }
+
+    /// The folder in which a checkpoint's shards are, or will be.
+    pub fn shards_of(&self, checkpoint: &Checkpoint) -> Result<PathBuf> {
+        let repo = match checkpoint.form() {
+            Form::Prepared(prepared) => return Ok(prepared.dir().to_path_buf()),
+            Form::Published(repo) => repo,
+        };
+        if let Some(dir) = &self.shards {
+            return Ok(dir.clone());
+        }
+        let bits = self.bits.unwrap_or(Bits::Source).name();
+        Ok(self.cache()?.entry(checkpoint.name(), &repo.fingerprint()?, bits))
+    }
+
+    /// Says where every unit will live, how fast that will be, and what fewer bits would bring. Nothing
+    /// is prepared for it; the disk is measured on the files at hand.
+    pub fn plan(&self, checkpoint: &Checkpoint) -> Result<Forecast> {
+        let ready = self.ready(checkpoint)?;
+        let files = ready.as_ref().map_or_else(|| checkpoint.files(), Prepared::shard_paths);
+        let live = ready.is_none() && self.as_it_is(checkpoint);
+        let (catalog, making) = match live.then(|| Weights::as_they_are(checkpoint, self.readers)) {
+            Some(weights) => weights.map(|weights| (weights.catalog, weights.making))?,
+            None => (checkpoint.catalog(self.bits)?, 0),
+        };
+        let measured = self.measure(&files)?;
+        let mut want = self.want(checkpoint, &catalog, making);
+        want.additions = self.additions(checkpoint)?;
+        let mut forecast = forecast(checkpoint.config(), &catalog, measured.hardware, &want)?;
+        forecast.disk_measured = measured.disk;
+        let fewer: Result<Vec<(Bits, Catalog)>> = [Bits::Q8, Bits::Q4]
+            .into_iter()
+            .map(|bits| Ok((bits, checkpoint.catalog(Some(bits))?)))
+            .collect();
+        forecast.fewer_bits = alternatives(&forecast, checkpoint.config(), fewer?, &want);
+        Ok(forecast)
+    }
+
+    /// Makes a model ready to run: plans, and starts the stream.
+    ///
+    /// A checkpoint at its own precision runs from its own files, unless there are finished shards of it or
+    /// [`shards`](Self::shards) asks for some; with other bits it is prepared first, if need be.
+    pub fn load(&self, checkpoint: &Checkpoint) -> Result<AutoModel> {
+        let config = checkpoint.config().clone();
+        let weights = self.weights(checkpoint)?;
+        let binding = bind(&config, &weights.catalog)?;
+        let measured = self.measure(&weights.files)?;
+        let mut want = self.want(checkpoint, &weights.catalog, weights.making);
+        want.additions = self.additions(checkpoint)?;
+        let catalog = weights.catalog;
+        let mut forecast = forecast(&config, &catalog, measured.hardware, &want)?;
+        forecast.disk_measured = measured.disk;
+        let source = weights.source.open(&weights.files, measured.mode)?;
+        let source = Arc::new(Stoppable::new(source, self.cancel.clone()));
+        let options = Options::of(&forecast.plan, Arc::new(Timeline::new(self.timeline)));
+        let engine: Box<dyn Engine> = match self.device {
+            Device::Cpu => {
+                let device = Arc::new(Cpu::new(self.thread_count()));
+                let mut weights = Pipeline::start(device.clone(), source, catalog, &options)?;
+                weights.stop_when(self.cancel.shared());
+                let mut model = Model::new(device, config.clone(), binding, forecast.batch_tokens)?;
+                model.adapt(&want.additions)?;
+                Box::new(Runner::new(model, weights))
+            }
+        };
+        let tokenizer = airllm_text::Tokenizer::open(&weights.dir).map_err(|error| error.to_string());
+        Ok(AutoModel::new(crate::auto::Parts {
+            engine,
+            config,
+            tokenizer,
+            dir: weights.dir,
+            eos: checkpoint.generation_config().eos.clone(),
+            limit: self.limit(checkpoint),
+            cancel: self.cancel.clone(),
+            forecast,
+        }))
+    }
+
+    /// The most tokens a sequence of this model may have; `None` where only memory is a limit.
+    pub fn limit(&self, checkpoint: &Checkpoint) -> Option<usize> {
+        self.context.or(checkpoint.context())
+    }
+
+    /// What the adapters add to the matrices of a model.
+    fn additions(&self, checkpoint: &Checkpoint) -> Result<Arc<[LowRank]>> {
+        let mut additions = Vec::new();
+        for adapter in open_all(&self.adapters)? {
+            additions.extend(adapter.low_rank(checkpoint.config())?);
+        }
+        Ok(additions.into())
+    }
+
+    /// Writes a checkpoint with the adapters folded in as shards, to the folder of [`shards`](Self::shards).
+    pub fn merge_into_shards(&self, checkpoint: &Checkpoint) -> Result<Prepared> {
+        let (Some(out), Form::Published(repo)) = (&self.shards, checkpoint.form()) else {
+            let what = format!(
+                "{}: adapters are folded into a checkpoint as published, and into a folder that is named",
+                checkpoint.dir().display()
+            );
+            return Err(Error::Argument { what });
+        };
+        let adapters = open_all(&self.adapters)?;
+        self.write_shards(checkpoint, repo, out, &adapters)
+    }
+
+    fn write_shards(
+        &self,
+        checkpoint: &Checkpoint,
+        repo: &Repo,
+        out: &Path,
+        adapters: &[Adapter],
+    ) -> Result<Prepared> {
+        std::fs::create_dir_all(out).at(out, "creating the folder for shards")?;
+        let mut preparation = Preparation::new(repo, checkpoint.config())
+            .id(checkpoint.id().map(str::to_owned))
+            .bits(self.bits.unwrap_or(Bits::Source))
+            .adapters(adapters)
+            .threads(self.thread_count())
+            .check_existing(self.check_existing)
+            .cancel(&self.cancel)
+            .progress(&*self.progress);
+        if let Some(ram) = self.ram {
+            preparation = preparation.memory(ram);
+        }
+        preparation.run(out)
+    }
+
+    /// Whether a checkpoint is to run from its own files, as far as what was asked for goes.
+    fn as_it_is(&self, checkpoint: &Checkpoint) -> bool {
+        let own = matches!(self.bits, None | Some(Bits::Source));
+        matches!(checkpoint.form(), Form::Published(_)) && own && self.shards.is_none()
+    }
+
+    /// What will be streamed: shards, prepared now if need be, or the checkpoint as it is.
+    fn weights(&self, checkpoint: &Checkpoint) -> Result<Weights> {
+        if self.as_it_is(checkpoint) && self.ready(checkpoint)?.is_none() {
+            Weights::as_they_are(checkpoint, self.readers)
+        } else {
+            Weights::prepared(&self.prepare(checkpoint)?, checkpoint)
+        }
+    }
+
+    /// Finished shards of a checkpoint, if there are any.
+    fn ready(&self, checkpoint: &Checkpoint) -> Result<Option<Prepared>> {
+        let bits = self.bits.unwrap_or(Bits::Source).name();
+        // A fingerprint takes a look at every tensor; none is needed where no entry could be this one's.
+        let none = |cache: Cache| !cache.has_some_of(checkpoint.name(), bits);
+        if self.shards.is_none() && checkpoint.bits().is_none() && self.cache().map_or(true, none) {
+            return Ok(None);
+        }
+        let Ok(dir) = self.shards_of(checkpoint) else { return Ok(None) };
+        Ok(Prepared::is_prepared(&dir).then(|| Prepared::open(&dir).ok()).flatten())
+    }
+
+    fn thread_count(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.threads.unwrap_or_else(cores)
+    }
+
+    /// The rates of disk and memory, and the better way to read these files.
+    fn measure(&self, files: &[PathBuf]) -> Result<Measured> {
+        let (disk, mode) = hardware::disk(files, self.readers)?;
+        let memory = hardware::memory(self.thread_count(), self.ram.map_or(u64::MAX, |ram| ram / 4));
+        let measured = disk > 0.0;
+        // Files too small to be timed are read about as fast as memory is copied.
+        let disk = if measured { disk } else { memory / 2.0 };
+        Ok(Measured { hardware: Hardware { disk, memory }, disk: measured, mode })
+    }
+
+    fn want(&self, checkpoint: &Checkpoint, catalog: &Catalog, making: u64) -> Want {
+        let weights: usize = catalog.units.iter().map(airllm_stream::Unit::bytes).sum();
+        let limit = self.limit(checkpoint).unwrap_or(CACHE_TOKENS);
+        let sequence = if self.context.is_some() { limit } else { limit.min(CACHE_TOKENS) };
+        let request = Request {
+            ram: self.ram.or_else(|| self.free_memory(weights as u64)),
+            readers: self.readers,
+            slots: self.slots,
+            slot_bytes: self.slot_bytes,
+        };
+        Want {
+            request,
+            cache_tokens: self.cache_tokens.unwrap_or(sequence.saturating_mul(self.max_batch)),
+            cache_may_shrink: self.cache_tokens.is_none() && self.context.is_none(),
+            batch_tokens: self.batch_tokens,
+            logit_rows: self.max_batch,
+            additions: Arc::from([]),
+            making,
+        }
+    }
+
+    /// The budget where the user has named none; `None` if the system does not say what is free, or if
+    /// the weights fit twice over, so that the plan need not look at it.
+    fn free_memory(&self, weights: u64) -> Option<u64> {
+        let free = hardware::available_memory()?;
+        let most = free - free / LEFT_FREE;
+        (weights > most / 2).then_some(most)
+    }
+}
