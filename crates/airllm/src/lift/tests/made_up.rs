@@ -216,6 +216,39 @@ fn act_order(bits: u32) {
 }
 
 #[test]
+fn adapters_are_folded_into_sorted_columns() {
+    let mut integers = Integers::new(4, 16, 128, 32);
+    integers.order.reverse();
+    let made = Made::new(gptq(4, 32, "gptq_v2"), integers.gptq());
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({ "peft_type": "LORA", "r": 1, "lora_alpha": 1.0 });
+    std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let a: Vec<f32> = (0..128).map(|col| col as f32 / 64.0).collect();
+    let b: Vec<f32> = (0..16).map(|row| row as f32 - 7.0).collect();
+    let halves = [("m.lora_A.weight", vec![1, 128], f32s(&a)), ("m.lora_B.weight", vec![16, 1], f32s(&b))];
+    let views = halves
+        .iter()
+        .map(|(name, shape, bytes)| (*name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    safetensors::serialize_to_file(views, None, &dir.path().join("adapter_model.safetensors")).unwrap();
+    let adapters = [Adapter::open(dir.path()).unwrap()];
+
+    let (repo, decl) = (made.repo(), matrix("m.weight", 16, 128));
+    let unit =
+        UnitDecl { name: "layer.0".into(), shard: "layer.0".into(), on_demand: false, tensors: Vec::new() };
+    let scheme = Scheme::read(&repo).unwrap();
+    let plan = tensor(&repo, &scheme, &unit, &decl, (Bits::Source, &adapters), true).unwrap();
+    assert_eq!(plan.to, NumFormat::F16);
+    let columns = plan.stored.columns().unwrap();
+    assert_eq!(columns[..3], [96, 97, 98]);
+    for (row, weights) in made.weights(&plan).into_iter().enumerate() {
+        for (&col, found) in columns.iter().zip(weights) {
+            let sum = integers.weight(row, col as usize, 0) + b[row] * a[col as usize];
+            assert_eq!(found, half::f16::from_f32(sum).to_f32().to_bits(), "row {row}, column {col}");
+        }
+    }
+}
+
+#[test]
 fn awq_of_every_group() {
     use NumFormat::*;
     for (rows, cols, group, format) in
