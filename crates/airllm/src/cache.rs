@@ -51,12 +51,15 @@ impl Cache {
 
     /// The folder of the entry for a checkpoint called `name` with this fingerprint and these bits.
     pub fn entry(&self, name: &str, fingerprint: &str, bits: &str) -> PathBuf {
-        let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-        let name: String = name.chars().map(plain).take(64).collect();
-        let name = name.trim_start_matches('.');
-        let name = if name.is_empty() { "model" } else { name };
         let short: String = fingerprint.chars().filter(char::is_ascii_alphanumeric).take(20).collect();
-        self.dir().join(format!("{name}-{bits}-{short}"))
+        self.dir().join(beginning(name, bits) + &short)
+    }
+
+    /// Whether there is an entry for any checkpoint of that name with these bits.
+    pub(crate) fn has_some_of(&self, name: &str, bits: &str) -> bool {
+        let beginning = beginning(name, bits);
+        let entries = fs::read_dir(self.dir()).into_iter().flatten().flatten();
+        entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(&beginning))
     }
 
     /// All entries, by name. An absent cache has none.
@@ -111,6 +114,14 @@ impl Cache {
         fs::remove_dir_all(&path).at(&path, "removing the folder")?;
         Ok(bytes)
     }
+}
+
+/// What the key of an entry begins with: name and bits, with nothing that means something to a file system.
+fn beginning(name: &str, bits: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    let name: String = name.chars().map(plain).take(64).collect();
+    let name = name.trim_start_matches('.');
+    format!("{}-{bits}-", if name.is_empty() { "model" } else { name })
 }
 
 /// Bytes of the files of a folder, and the newest modification.

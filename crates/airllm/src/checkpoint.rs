@@ -1,10 +1,11 @@
 //! Finding a model by path or id, and what is known of it before it runs.
 
-use crate::lift::{self, Lifted, LiftedSource};
+use crate::lift::{self, Lifted};
 use crate::progress::Meter;
+use crate::weights::Source;
 use crate::{Cancel, ChatFormat, Error, GenerationConfig, OnProgress, Result, Stage};
 use airllm_format::shard::parse_checksum;
-use airllm_format::{Bits, FileSource, LayerSource, NumFormat, Prepared, ReadMode, Repo, TensorEntry};
+use airllm_format::{Bits, LayerSource, NumFormat, Prepared, ReadMode, Repo, TensorEntry};
 use airllm_model::rope::Scaling;
 use airllm_model::{Config, TensorDecl};
 use airllm_stream::{Catalog, Tensor, Unit};
@@ -191,13 +192,11 @@ impl Checkpoint {
     /// The bytes that [`catalog`](Self::catalog) names, without other bits: shards, or the checkpoint's own
     /// files and rows that are made of them while they are read.
     pub fn open_source(&self, mode: ReadMode) -> Result<Box<dyn LayerSource>> {
-        match &self.form {
-            Form::Prepared(prepared) => Ok(Box::new(FileSource::open(&prepared.shard_paths(), mode)?)),
-            Form::Published(repo) => {
-                let made = self.lifted(Bits::Source)?.made;
-                Ok(Box::new(LiftedSource::open(repo.files(), mode, made)?))
-            }
-        }
+        let source = match &self.form {
+            Form::Prepared(_) => Source::Shards,
+            Form::Published(_) => Source::Checkpoint(self.lifted(Bits::Source)?.made),
+        };
+        source.open(&self.files(), mode)
     }
 
     /// What there is to stream of a checkpoint, and where from; of shards, nothing.

@@ -51,6 +51,7 @@ mod sample;
 mod size;
 mod source;
 mod stop;
+mod weights;
 
 pub use adapter::Adapter;
 pub use airllm_format::hub::Settings as HubSettings;

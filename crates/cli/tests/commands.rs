@@ -25,10 +25,8 @@ fn the_demo_model_speaks() {
     }
     let chinese = place.json(&["generate", "春风", "-n", "8"]);
     assert_eq!(chinese["ids"].as_array().unwrap().len(), 8);
-    // Prepared once.
-    let list = place.json(&["cache", "list"]);
-    assert_eq!(list["entries"].as_array().unwrap().len(), 1);
-    assert_eq!(list["entries"][0]["complete"], true);
+    // It runs as it is.
+    assert_eq!(place.json(&["cache", "list"])["entries"], serde_json::json!([]));
 }
 
 #[test]

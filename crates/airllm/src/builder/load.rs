@@ -2,14 +2,14 @@
 
 use super::{Builder, Device};
 use crate::adapter::open_all;
-use crate::checkpoint::{Checkpoint, Form, prepared_catalog};
+use crate::checkpoint::{Checkpoint, Form};
 use crate::engine::{Engine, Runner};
 use crate::error::At;
 use crate::forecast::{Forecast, Want, alternatives, forecast};
-use crate::lift::{LiftedSource, MadeFile};
 use crate::source::Stoppable;
-use crate::{Adapter, AutoModel, Error, Preparation, Result, hardware};
-use airllm_format::{Bits, FileSource, LayerSource, Prepared, ReadMode, Repo};
+use crate::weights::Weights;
+use crate::{Adapter, AutoModel, Cache, Error, Preparation, Result, hardware};
+use airllm_format::{Bits, Prepared, ReadMode, Repo};
 use airllm_kernels::Cpu;
 use airllm_model::{LowRank, Model, bind};
 use airllm_stream::{Catalog, Hardware, Options, Pipeline, Request, Timeline};
@@ -23,18 +23,6 @@ struct Measured {
     disk: bool,
     /// The better way to read these files.
     mode: ReadMode,
-}
-
-/// What a model streams, and where from.
-struct Weights {
-    /// What can be opened again: the folder with configuration and tokenizer, or the GGUF file.
-    dir: PathBuf,
-    files: Vec<PathBuf>,
-    catalog: Catalog,
-    /// What is made of the files while they are read; `None` for shards.
-    made: Option<Vec<MadeFile>>,
-    /// Bytes that making takes.
-    memory: u64,
 }
 
 /// Tokens of key/value cache a sequence where nothing else is said.
@@ -85,13 +73,10 @@ impl Builder {
     pub fn plan(&self, checkpoint: &Checkpoint) -> Result<Forecast> {
         let ready = self.ready(checkpoint)?;
         let files = ready.as_ref().map_or_else(|| checkpoint.files(), Prepared::shard_paths);
-        let (catalog, making) = match checkpoint.form() {
-            Form::Published(_) if ready.is_none() && self.as_it_is(checkpoint) => {
-                let lifted = checkpoint.lifted(Bits::Source)?;
-                let making = lifted.memory(self.readers);
-                (lifted.catalog, making)
-            }
-            _ => (checkpoint.catalog(self.bits)?, 0),
+        let live = ready.is_none() && self.as_it_is(checkpoint);
+        let (catalog, making) = match live.then(|| Weights::as_they_are(checkpoint, self.readers)) {
+            Some(weights) => weights.map(|weights| (weights.catalog, weights.making))?,
+            None => (checkpoint.catalog(self.bits)?, 0),
         };
         let measured = self.measure(&files)?;
         let mut want = self.want(checkpoint, &catalog, making);
@@ -115,15 +100,12 @@ impl Builder {
         let weights = self.weights(checkpoint)?;
         let binding = bind(&config, &weights.catalog)?;
         let measured = self.measure(&weights.files)?;
-        let mut want = self.want(checkpoint, &weights.catalog, weights.memory);
+        let mut want = self.want(checkpoint, &weights.catalog, weights.making);
         want.additions = self.additions(checkpoint)?;
         let catalog = weights.catalog;
         let mut forecast = forecast(&config, &catalog, measured.hardware, &want)?;
         forecast.disk_measured = measured.disk;
-        let source: Box<dyn LayerSource> = match weights.made {
-            None => Box::new(FileSource::open(&weights.files, measured.mode)?),
-            Some(made) => Box::new(LiftedSource::open(&weights.files, measured.mode, made)?),
-        };
+        let source = weights.source.open(&weights.files, measured.mode)?;
         let source = Arc::new(Stoppable::new(source, self.cancel.clone()));
         let options = Options::of(&forecast.plan, Arc::new(Timeline::new(self.timeline)));
         let engine: Box<dyn Engine> = match self.device {
@@ -206,28 +188,21 @@ impl Builder {
 
     /// What will be streamed: shards, prepared now if need be, or the checkpoint as it is.
     fn weights(&self, checkpoint: &Checkpoint) -> Result<Weights> {
-        if !self.as_it_is(checkpoint) || self.ready(checkpoint)?.is_some() {
-            let prepared = self.prepare(checkpoint)?;
-            return Ok(Weights {
-                dir: prepared.dir().to_path_buf(),
-                files: prepared.shard_paths(),
-                catalog: prepared_catalog(&prepared, checkpoint.config())?,
-                made: None,
-                memory: 0,
-            });
+        if self.as_it_is(checkpoint) && self.ready(checkpoint)?.is_none() {
+            Weights::as_they_are(checkpoint, self.readers)
+        } else {
+            Weights::prepared(&self.prepare(checkpoint)?, checkpoint)
         }
-        let lifted = checkpoint.lifted(Bits::Source)?;
-        Ok(Weights {
-            dir: checkpoint.path().to_path_buf(),
-            files: checkpoint.files(),
-            memory: lifted.memory(self.readers),
-            catalog: lifted.catalog,
-            made: Some(lifted.made),
-        })
     }
 
     /// Finished shards of a checkpoint, if there are any.
     fn ready(&self, checkpoint: &Checkpoint) -> Result<Option<Prepared>> {
+        let bits = self.bits.unwrap_or(Bits::Source).name();
+        // A fingerprint takes a look at every tensor; none is needed where no entry could be this one's.
+        let none = |cache: Cache| !cache.has_some_of(checkpoint.name(), bits);
+        if self.shards.is_none() && checkpoint.bits().is_none() && self.cache().map_or(true, none) {
+            return Ok(None);
+        }
         let Ok(dir) = self.shards_of(checkpoint) else { return Ok(None) };
         Ok(Prepared::is_prepared(&dir).then(|| Prepared::open(&dir).ok()).flatten())
     }

@@ -14,7 +14,7 @@
 
 use super::part::{Part, TILE};
 use super::scheme::Scheme;
-use super::stored::{floats, nibbles};
+use super::stored::{floats, interleave, spread};
 use crate::{Error, Result};
 use airllm_format::safetensors::Dtype;
 use airllm_format::{LayerSource, NumFormat, Repo};
@@ -188,9 +188,10 @@ impl Affine {
         let zeros = self.zero_points(raw, &rows, &words);
 
         let format = self.format();
-        let n = rows.len();
-        if format != NumFormat::F32 {
-            self.write_scales(format, &scales, &zeros, n, out);
+        let (n, size) = (rows.len(), format.row_bytes(self.cols));
+        if matches!(self.order, Order::Sorted(_)) {
+            // Codes are put one by one into zeros.
+            out.fill(0);
         }
         let (word_cols, width, per_step) = match self.layout {
             Layout::Gptq => (rows.clone(), self.rows, STEP / pack),
@@ -204,42 +205,64 @@ impl Affine {
             let lines = step * per_step..last * per_step;
             self.codes.window(files, (4, width), lines, word_cols.clone(), raw)?;
             let raw = raw.as_chunks::<4>().0;
+            let lines = raw.chunks_exact(per_step * wide).zip(step..last);
             // Few rows at a time, so that the words of a line and the bytes of a row stay in the cache.
-            for block in (0..n).step_by(16) {
-                for (i, step) in (step..last).enumerate() {
-                    let raw = &raw[i * per_step * wide..][..per_step * wide];
-                    for row in block..(block + 16).min(n) {
-                        let code = self.step(raw, wide, row, rows.start + row - words.start * pack);
-                        let out = &mut out[row * format.row_bytes(self.cols)..];
-                        self.write(format, &code, step, (&scales, &zeros), (row, n), out);
+            let few = if matches!(self.order, Order::Sorted(_)) { 4 } else { 16 };
+            for block in (0..n).step_by(few) {
+                let block = block..(block + few).min(n);
+                match (self.layout, &self.order, self.bits) {
+                    (Layout::Gptq, Order::Plain, 4) => {
+                        for (words, step) in lines.clone() {
+                            for row in block.clone() {
+                                let four = std::array::from_fn(|line| words[line * wide + row]);
+                                let to = row * size + step * STEP / 2;
+                                out[to..to + STEP / 2].copy_from_slice(&interleave(four));
+                            }
+                        }
+                    }
+                    (Layout::Awq, ..) => {
+                        for (words, step) in lines.clone() {
+                            // Words of eight outputs, of which the first and the last may not all be wanted.
+                            let before = rows.start - word_cols.start * pack;
+                            for word in (block.start + before) / 8..(block.end - 1 + before) / 8 + 1 {
+                                let eight = outputs(words, wide, word);
+                                for (output, codes) in eight.iter().enumerate() {
+                                    let row = (word * 8 + output).wrapping_sub(before);
+                                    if block.contains(&row) {
+                                        let to = row * size + step * STEP / 2;
+                                        out[to..to + STEP / 2].copy_from_slice(codes);
+                                    }
+                                }
+                            }
+                        }
+                    }
+                    _ => {
+                        for (words, step) in lines.clone() {
+                            for row in block.clone() {
+                                let code = self.step(words, wide, row);
+                                self.write(&code, step, (&scales, &zeros), (row, n), &mut out[row * size..]);
+                            }
+                        }
                     }
                 }
             }
         }
+        if format != NumFormat::F32 {
+            self.write_scales(format, &scales, &zeros, n, out);
+        }
         Ok(())
     }
 
-    /// The codes of [`STEP`] inputs of one row: number `row` of the tile, `awq` counted from the first output
-    /// of its first word.
-    fn step(&self, raw: &[[u8; 4]], wide: usize, row: usize, awq: usize) -> [u8; STEP] {
+    /// The codes of [`STEP`] inputs of one row of a GPTQ tile whose lines have `wide` words.
+    fn step(&self, words: &[[u8; 4]], wide: usize, row: usize) -> [u8; STEP] {
         let mut code = [0; STEP];
-        match (self.layout, self.bits) {
-            (Layout::Gptq, 8) => {
-                for (line, to) in code.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                    *to = raw[line * wide + row];
-                }
+        if self.bits == 8 {
+            for (line, to) in code.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                *to = words[line * wide + row];
             }
-            (Layout::Gptq, _) => {
-                for (line, to) in code.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                    let word = u32::from_le_bytes(raw[line * wide + row]);
-                    *to = std::array::from_fn(|i| (word >> (4 * i)) as u8 & 15);
-                }
-            }
-            (Layout::Awq, _) => {
-                let shift = 4 * AWQ_NIBBLE[awq % 8];
-                for (line, to) in code.iter_mut().enumerate() {
-                    *to = (u32::from_le_bytes(raw[line * wide + awq / 8]) >> shift) as u8 & 15;
-                }
+        } else {
+            for (line, to) in code.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                *to = spread(words[line * wide + row]).to_le_bytes();
             }
         }
         code
@@ -261,15 +284,13 @@ impl Affine {
         lines.flat_map(|line| rows.clone().map(move |row| zero(line, row))).collect()
     }
 
-    /// Scales, zero points and padding of all rows of a tile; codes that are put one by one start from 0.
+    /// What follows the codes of all rows of a tile, and the codes that a last group lacks.
     fn write_scales(&self, format: NumFormat, scales: &[f32], zeros: &[u16], n: usize, out: &mut [u8]) {
         let (size, groups) = (format.row_bytes(self.cols), format.groups(self.cols));
         for (row, out) in out.chunks_exact_mut(size).enumerate() {
             let (codes, rest) = out.split_at_mut(format.code_bytes(self.cols));
+            codes[self.cols * self.bits / 8..].fill(0);
             rest.fill(0);
-            if matches!(self.order, Order::Sorted(_)) {
-                codes.fill(0);
-            }
             let (to_scales, to_zeros) = rest.split_at_mut(4 * groups);
             for group in 0..groups {
                 let from = group * format.group() / self.group * n + row;
@@ -284,10 +305,9 @@ impl Affine {
         }
     }
 
-    /// Puts the codes of one step into a row.
+    /// Puts the codes of one step into a row of f32, into sorted columns, or as bytes.
     fn write(
         &self,
-        format: NumFormat,
         code: &[u8; STEP],
         step: usize,
         (scales, zeros): (&[f32], &[u16]),
@@ -295,7 +315,7 @@ impl Affine {
         out: &mut [u8],
     ) {
         let first = step * STEP;
-        match (&self.order, format) {
+        match (&self.order, self.bits) {
             (Order::Scattered(groups), _) => {
                 let to = out[first * 4..].as_chunks_mut::<4>().0.iter_mut();
                 for ((to, &code), &group) in to.zip(code).zip(&groups[first..]) {
@@ -303,28 +323,49 @@ impl Affine {
                     *to = (scales[at] * (f32::from(code) - f32::from(zeros[at]))).to_le_bytes();
                 }
             }
-            (Order::Sorted(places), NumFormat::A8) => {
-                for (&place, &code) in places[first..].iter().zip(code) {
-                    out[place as usize] = code;
-                }
-            }
-            (Order::Sorted(places), _) => {
+            (Order::Sorted(places), 4) => {
                 for (&place, &code) in places[first..].iter().zip(code) {
                     let (group, of) = (place as usize / 32, place as usize % 32);
                     out[16 * group + of % 16] |= code << (of / 16 * 4);
                 }
             }
-            (Order::Plain, NumFormat::A8) => out[step * STEP..][..STEP].copy_from_slice(code),
-            (Order::Plain, _) => {
-                out[step * STEP / 2..][..STEP / 2].copy_from_slice(&nibbles(code));
-                let whole = format.code_bytes(self.cols);
-                if (step + 1) * STEP == self.cols && self.cols / 2 < whole {
-                    // A last group that is not full.
-                    out[self.cols / 2..whole].fill(0);
+            (Order::Sorted(places), _) => {
+                for (&place, &code) in places[first..].iter().zip(code) {
+                    out[place as usize] = code;
                 }
             }
+            (Order::Plain, _) => out[first..first + STEP].copy_from_slice(code),
         }
     }
+}
+
+/// The codes of [`STEP`] inputs of the eight outputs of an AWQ word, from lines of `wide` words.
+fn outputs(words: &[[u8; 4]], wide: usize, word: usize) -> [[u8; STEP / 2]; 8] {
+    // Number `j` has the bytes `j` of all outputs.
+    let byte = |j: usize| spread(words[j * wide + word]) | spread(words[(STEP / 2 + j) * wide + word]) << 4;
+    let first = transpose(std::array::from_fn(byte));
+    let second = transpose(std::array::from_fn(|j| byte(8 + j)));
+    AWQ_NIBBLE.map(|nibble| {
+        let mut codes = [0; STEP / 2];
+        codes[..8].copy_from_slice(&first[nibble as usize].to_le_bytes());
+        codes[8..].copy_from_slice(&second[nibble as usize].to_le_bytes());
+        codes
+    })
+}
+
+/// Byte `j` of number `i` becomes byte `i` of number `j`: blocks of four, two and one are swapped across the
+/// diagonal.
+fn transpose(mut x: [u64; 8]) -> [u64; 8] {
+    for (apart, bits, low) in
+        [(4, 32, 0x0000_0000_ffff_ffff), (2, 16, 0x0000_ffff_0000_ffff), (1, 8, 0x00ff_00ff_00ff_00ff_u64)]
+    {
+        for i in (0..8).filter(|i| i & apart == 0) {
+            let swap = (x[i] >> bits ^ x[i + apart]) & low;
+            x[i] ^= swap << bits;
+            x[i + apart] ^= swap;
+        }
+    }
+    x
 }
 
 /// How the groups of the inputs lie.
@@ -350,4 +391,19 @@ fn order(repo: &Repo, index: &Part, group: usize, groups: usize, sorted: bool) -
         places[col as usize] = place;
     }
     Ok(Order::Sorted(places.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_transposed() {
+        let at = |i: usize, j: usize| (i * 8 + j) as u8;
+        let before: [u64; 8] = std::array::from_fn(|i| u64::from_le_bytes(std::array::from_fn(|j| at(i, j))));
+        let after = transpose(before).map(u64::to_le_bytes);
+        for (j, row) in after.iter().enumerate() {
+            assert_eq!(*row, std::array::from_fn(|i| at(i, j)));
+        }
+    }
 }

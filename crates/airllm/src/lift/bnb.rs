@@ -10,7 +10,7 @@
 //! Dettmers et al., "LLM.int8()", 2022, and "QLoRA", 2023.
 
 use super::part::{Part, TILE};
-use super::stored::{floats, nibbles};
+use super::stored::{floats, interleave};
 use crate::Result;
 use airllm_format::safetensors::Dtype;
 use airllm_format::{LayerSource, NumFormat, Repo};
@@ -128,7 +128,7 @@ impl FourBit {
             self.codes.read(files, numbers.start as u64 / 2, raw)?;
             let code = |number: usize| {
                 let byte = raw[number / 2 - numbers.start / 2];
-                if number % 2 == 0 { byte >> 4 } else { byte & 15 }
+                if number.is_multiple_of(2) { byte >> 4 } else { byte & 15 }
             };
             let scale = |number: usize| scales[number / self.block - blocks.start];
             for (row, out) in numbers.clone().step_by(cols).zip(out.chunks_exact_mut(size)) {
@@ -139,8 +139,10 @@ impl FourBit {
                     continue;
                 }
                 let (to_codes, rest) = out.split_at_mut(format.code_bytes(cols));
-                for (number, to) in (row..).step_by(32).zip(to_codes.as_chunks_mut::<16>().0) {
-                    *to = nibbles(&std::array::from_fn(|i| code(number + i)));
+                // Rows are whole bytes here, in which the first code has the high bits.
+                let codes = raw[(row - numbers.start) / 2..].as_chunks::<4>().0.as_chunks::<4>().0;
+                for (codes, to) in codes.iter().zip(to_codes.as_chunks_mut::<16>().0) {
+                    *to = interleave(codes.map(|four| four.map(|byte| byte.rotate_left(4))));
                 }
                 rest.fill(0);
                 for (number, to) in (row..row + cols).step_by(format.group()).zip(rest.as_chunks_mut::<4>().0)

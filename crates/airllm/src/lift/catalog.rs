@@ -66,7 +66,9 @@ impl Lifted {
         let plans = || self.made.iter().flat_map(|file| &file.tensors).map(|(_, plan)| plan);
         let (vectors, matrices): (Vec<_>, Vec<_>) = plans().partition(|plan| plan.decl.is_vector());
         let kept: u64 = vectors.iter().map(|plan| plan.bytes()).sum();
-        let tables: usize = plans().map(TensorPlan::tables).sum();
+        // What a plan itself takes only counts where there are tens of thousands, as of experts.
+        const PLAN: usize = 1 << 10;
+        let tables: usize = plans().map(|plan| PLAN + plan.tables()).sum();
         let most = |plans: Vec<&TensorPlan>| plans.into_iter().map(TensorPlan::working).max().unwrap_or(0);
         kept + (tables + most(vectors) + (readers + 1) * most(matrices)) as u64
     }

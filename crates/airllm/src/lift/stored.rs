@@ -84,6 +84,14 @@ impl Stored {
         }
     }
 
+    /// Which column of the checkpoint each column of its rows is, where they have another order.
+    pub(crate) fn columns(&self) -> Option<Vec<u32>> {
+        match self {
+            Self::Affine(it) => it.columns(),
+            _ => None,
+        }
+    }
+
     /// Bytes of memory that its tables take for good.
     pub(crate) fn tables(&self) -> usize {
         match self {
@@ -190,7 +198,18 @@ pub(super) fn floats(part: &Part, bytes: &[u8]) -> airllm_format::Result<Vec<f32
     Ok(numbers)
 }
 
-/// 4-bit codes of 32 weights, as rows of our formats have them: byte `j` holds the codes `j` and `16 + j`.
-pub(super) fn nibbles(codes: &[u8; 32]) -> [u8; 16] {
-    std::array::from_fn(|j| codes[j] | codes[16 + j] << 4)
+/// Eight 4-bit codes, lowest bits first, as the bytes of a number, lowest first.
+pub(super) fn spread(word: [u8; 4]) -> u64 {
+    let x = u64::from(u32::from_le_bytes(word));
+    let x = (x | x << 16) & 0x0000_ffff_0000_ffff;
+    let x = (x | x << 8) & 0x00ff_00ff_00ff_00ff;
+    (x | x << 4) & 0x0f0f_0f0f_0f0f_0f0f
+}
+
+/// The 4-bit codes of 32 weights, lowest bits first, as rows of our formats have them: byte `j` holds the
+/// codes `j` and `16 + j`.
+pub(super) fn interleave([a, b, c, d]: [[u8; 4]; 4]) -> [u8; 16] {
+    let first = (spread(a) | spread(c) << 4).to_le_bytes();
+    let second = (spread(b) | spread(d) << 4).to_le_bytes();
+    std::array::from_fn(|j| if j < 8 { first[j] } else { second[j - 8] })
 }

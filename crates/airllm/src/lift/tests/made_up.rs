@@ -18,7 +18,7 @@ fn spans_folds_and_places() {
 
     // The rows 2 to 4 are read where they lie.
     let mut decl = matrix("w.weight", rows, cols);
-    decl.spans = vec![2..5];
+    decl.spans = one(2..5);
     decl.shape = vec![3, cols];
     let plan = made.plan(&decl, Bits::Source).unwrap();
     let start = made.repo().tensor("w.weight").unwrap().info.start;
@@ -44,7 +44,7 @@ fn spans_folds_and_places() {
     vector.spans = vec![8..10, 1..4];
     vector.fold = Fold::AddOne;
     made.check(&vector, NumFormat::F32, |_, col| bias[[8, 9, 1, 2, 3][col]] + 1.0);
-    vector.spans = vec![0..11];
+    vector.spans = one(0..11);
     vector.shape = vec![11];
     let error = made.plan(&vector, Bits::Source).unwrap_err().to_string();
     assert!(error.contains("0..11") && error.contains("10 rows"), "{error}");
@@ -191,7 +191,7 @@ fn act_order(bits: u32) {
     let order = TensorDecl {
         is_order: true,
         hf_rows: 128,
-        spans: std::iter::once(0..128).collect(),
+        spans: one(0..128),
         shape: vec![128],
         floor: NumFormat::F32,
         ..matrix("m.weight", 16, 128)
@@ -213,6 +213,39 @@ fn act_order(bits: u32) {
     part.shape = vec![6, 128];
     let place = [13, 14, 15, 1, 2, 3];
     made.check(&part, NumFormat::F32, |row, col| integers.weight(place[row], col, 1));
+}
+
+#[test]
+fn adapters_are_folded_into_sorted_columns() {
+    let mut integers = Integers::new(4, 16, 128, 32);
+    integers.order.reverse();
+    let made = Made::new(gptq(4, 32, "gptq_v2"), integers.gptq());
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({ "peft_type": "LORA", "r": 1, "lora_alpha": 1.0 });
+    std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let a: Vec<f32> = (0..128).map(|col| col as f32 / 64.0).collect();
+    let b: Vec<f32> = (0..16).map(|row| row as f32 - 7.0).collect();
+    let halves = [("m.lora_A.weight", vec![1, 128], f32s(&a)), ("m.lora_B.weight", vec![16, 1], f32s(&b))];
+    let views = halves
+        .iter()
+        .map(|(name, shape, bytes)| (*name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    safetensors::serialize_to_file(views, None, &dir.path().join("adapter_model.safetensors")).unwrap();
+    let adapters = [Adapter::open(dir.path()).unwrap()];
+
+    let (repo, decl) = (made.repo(), matrix("m.weight", 16, 128));
+    let unit =
+        UnitDecl { name: "layer.0".into(), shard: "layer.0".into(), on_demand: false, tensors: Vec::new() };
+    let scheme = Scheme::read(&repo).unwrap();
+    let plan = tensor(&repo, &scheme, &unit, &decl, (Bits::Source, &adapters), true).unwrap();
+    assert_eq!(plan.to, NumFormat::F16);
+    let columns = plan.stored.columns().unwrap();
+    assert_eq!(columns[..3], [96, 97, 98]);
+    for (row, weights) in made.weights(&plan).into_iter().enumerate() {
+        for (&col, found) in columns.iter().zip(weights) {
+            let sum = integers.weight(row, col as usize, 0) + b[row] * a[col as usize];
+            assert_eq!(found, half::f16::from_f32(sum).to_f32().to_bits(), "row {row}, column {col}");
+        }
+    }
 }
 
 #[test]

@@ -95,12 +95,17 @@ fn matrix(hf: &str, rows: usize, cols: usize) -> TensorDecl {
         name: "q".into(),
         hf: hf.into(),
         hf_rows: rows,
-        spans: vec![0..rows],
+        spans: one(0..rows),
         fold: Fold::None,
         is_order: false,
         shape: vec![rows, cols],
         floor: NumFormat::Q4,
     }
+}
+
+/// One span.
+fn one(span: Range<usize>) -> Vec<Range<usize>> {
+    Vec::from_iter(Some(span))
 }
 
 /// Numbers that repeat late: a linear congruence.
