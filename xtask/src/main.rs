@@ -29,7 +29,7 @@ enum Chore {
         no_tests: bool,
     },
     /// Write a Llama checkpoint with random weights in the Hugging Face layout
-    RandomModel(random_model::Args),
+    RandomModel(Box<random_model::Args>),
     /// Render benches/results/*.json into benches/results/README.md
     Report {
         /// Change nothing; fail if the page is not up to date

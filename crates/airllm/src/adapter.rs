@@ -188,7 +188,7 @@ fn modules(path: &Path, settings: &Settings) -> Result<BTreeMap<String, Factors>
     let mut modules = BTreeMap::new();
     let header = Header::read(path)?;
     let source = FileSource::open(&[path.to_path_buf()], ReadMode::Buffered)?;
-    let mut halves: BTreeMap<String, [Option<(usize, usize, Vec<f32>)>; 2]> = BTreeMap::new();
+    let mut halves: BTreeMap<String, [Option<Half>; 2]> = BTreeMap::new();
     for info in header.tensors() {
         let refuse = |what: String| Error::Input {
             what: format!("{}: tensor `{}` {what}", path.display(), info.name),
@@ -230,6 +230,9 @@ fn modules(path: &Path, settings: &Settings) -> Result<BTreeMap<String, Factors>
         true => Err(Error::Input { what: format!("{}: an adapter without tensors", path.display()) }),
     }
 }
+
+/// Rows, columns and numbers of one of the two matrices of a module.
+type Half = (usize, usize, Vec<f32>);
 
 /// Module and half (0 for A, 1 for B) that a tensor of an adapter file is.
 fn half_of(name: &str) -> Option<(&str, usize)> {
