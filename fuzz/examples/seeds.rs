@@ -3,6 +3,7 @@
 
 use airllm_format::shard::{ShardTag, ShardWriter, TensorSpec};
 use airllm_format::{Bits, Manifest, NumFormat, Recipe, SourceEntry};
+use airllm_tests::gguf;
 use serde_json::{Value, json};
 use std::error::Error;
 use std::fs;
@@ -28,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for config in configs() {
         put("config", &serde_json::to_vec(&config)?)?;
     }
+    ggufs(&mut put)?;
     let manifest = manifest()?;
     put("manifest", &manifest)?;
     let mut body: Value = serde_json::from_slice(&manifest)?;
@@ -63,6 +65,33 @@ fn headers(put: Put) -> Result<(), Box<dyn Error>> {
         bytes.extend_from_slice(&len.to_le_bytes());
         bytes.extend_from_slice(json.to_string().as_bytes());
         put("header", &bytes)?;
+    }
+    Ok(())
+}
+
+/// GGUF files of small models: a dense one and one with experts.
+fn ggufs(put: Put) -> Result<(), Box<dyn Error>> {
+    for experts in [0, 2] {
+        let mut file = gguf::File::new("llama");
+        for (key, value) in [("embedding_length", 4), ("block_count", 1), ("attention.head_count", 2)] {
+            file.entry(&format!("llama.{key}"), value);
+        }
+        file.entry("llama.expert_count", experts);
+        file.entry("llama.expert_used_count", 1);
+        file.entry("llama.rope.freq_base", 10_000f32);
+        file.entry("llama.rope.scaling.type", "none");
+        file.entry("tokenizer.ggml.model", "gpt2");
+        file.entry("tokenizer.ggml.tokens", vec!["a".to_owned(), "b".to_owned()]);
+        file.entry("tokenizer.ggml.token_type", vec![1, 3]);
+        file.entry("tokenizer.ggml.eos_token_id", 1);
+        file.tensor("token_embd.weight", &[2, 4], gguf::Kind::F16, &[1.0; 8])?;
+        file.tensor("rope_freqs.weight", &[1], gguf::Kind::F32, &[8.0])?;
+        if experts > 0 {
+            file.tensor("blk.0.ffn_up_exps.weight", &[2, 1, 32], gguf::Kind::Q8_0, &[1.0; 64])?;
+        } else {
+            file.tensor("blk.0.ffn_up.weight", &[1, 32], gguf::Kind::Q4_0, &[1.0; 32])?;
+        }
+        put("gguf", &file.bytes())?;
     }
     Ok(())
 }

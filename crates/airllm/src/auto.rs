@@ -98,7 +98,7 @@ impl AutoModel {
         &self.config
     }
 
-    /// The folder it runs from: the checkpoint's, or that of its shards, which has copies of the checkpoint's
+    /// The folder, or the GGUF file, it runs from: the checkpoint's, or that of its shards, which has copies of the checkpoint's
     /// configuration and tokenizer.
     pub fn dir(&self) -> &Path {
         &self.dir

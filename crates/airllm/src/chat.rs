@@ -1,7 +1,7 @@
 //! Conversations, as the ids that a chat model expects.
 
 use crate::{Checkpoint, Error, Form, Result};
-use airllm_text::{Chat, ChatSource, DateTime};
+use airllm_text::{Chat, ChatSource, ChatTemplate, DateTime};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::time::SystemTime;
@@ -57,6 +57,10 @@ impl ChatFormat {
     /// It has no tokenizer or no chat format, or a file is broken.
     pub fn of(checkpoint: &Checkpoint) -> Result<ChatFormat> {
         let tokenizer = checkpoint.tokenizer()?;
+        if let Some(template) = checkpoint.gguf_vocabulary()?.and_then(|it| it.chat_template) {
+            let template = ChatTemplate::parse(&template)?;
+            return Ok(ChatFormat(airllm_text::ChatFormat::from_template(template, &tokenizer)));
+        }
         let (config, generation_config, id) = match checkpoint.form() {
             Form::Published(repo) => (repo.config(), repo.generation_config(), None),
             Form::Prepared(prepared) => {

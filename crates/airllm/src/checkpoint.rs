@@ -9,7 +9,7 @@ use airllm_format::{Bits, LayerSource, NumFormat, Prepared, ReadMode, Repo, Tens
 use airllm_model::rope::Scaling;
 use airllm_model::{Config, TensorDecl};
 use airllm_stream::{Catalog, Tensor, Unit};
-use airllm_text::Tokenizer;
+use airllm_text::{GgufVocabulary, Tokenizer};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -29,14 +29,15 @@ pub struct Checkpoint {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Form {
-    /// As published on the Hugging Face hub.
+    /// As published on the Hugging Face hub, or as a GGUF file.
     Published(Repo),
     /// As layer shards.
     Prepared(Prepared),
 }
 
 impl Checkpoint {
-    /// Opens a folder: a checkpoint, or prepared shards. `id` is the name it was asked for by.
+    /// Opens a folder with a checkpoint or prepared shards, or a GGUF file. `id` is the name it was asked for
+    /// by.
     pub fn open(dir: &Path, id: Option<&str>) -> Result<Checkpoint> {
         let form = match Prepared::is_prepared(dir) {
             true => Form::Prepared(Prepared::open(dir)?),
@@ -50,6 +51,7 @@ impl Checkpoint {
                 .and_then(|dir| {
                     dir.canonicalize().unwrap_or(dir).file_name().map(|n| n.to_string_lossy().into_owned())
                 })
+                .map(|name| name.strip_suffix(".gguf").map_or(name.clone(), str::to_owned))
                 .unwrap_or_else(|| "model".to_owned()),
         };
         let (config, generation) = match &form {
@@ -81,6 +83,21 @@ impl Checkpoint {
             Form::Published(repo) => repo.dir(),
             Form::Prepared(prepared) => prepared.dir(),
         }
+    }
+
+    /// What was opened: the folder, or the GGUF file.
+    pub fn path(&self) -> &Path {
+        match &self.form {
+            Form::Published(repo) => repo.path(),
+            Form::Prepared(prepared) => prepared.dir(),
+        }
+    }
+
+    /// The vocabulary of a GGUF file.
+    pub(crate) fn gguf_vocabulary(&self) -> Result<Option<GgufVocabulary>> {
+        let Form::Published(repo) = &self.form else { return Ok(None) };
+        let Some(gguf) = repo.gguf() else { return Ok(None) };
+        Ok(Some(GgufVocabulary::from_metadata(&gguf.metadata().to_json("tokenizer."))?))
     }
 
     /// Checkpoint or shards.
@@ -122,7 +139,10 @@ impl Checkpoint {
 
     /// Its tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        Ok(Tokenizer::open(self.dir())?)
+        match self.gguf_vocabulary()? {
+            Some(vocabulary) => Ok(Tokenizer::from_gguf(vocabulary)?),
+            None => Ok(Tokenizer::open(self.dir())?),
+        }
     }
 
     /// Its chat format.
@@ -270,7 +290,7 @@ fn parse_config(json: &Value, dir: &Path) -> Result<Config> {
 /// What a user may mean by the name of a model.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Meaning<'a> {
-    /// A folder that is there.
+    /// A folder, or a GGUF file, that is there.
     Folder(PathBuf),
     /// `org/name`, perhaps with `@revision`.
     Id(&'a str),
@@ -281,6 +301,9 @@ pub(crate) fn understand(model: &str) -> Result<Meaning<'_>> {
     let path = Path::new(model);
     let not_found = |what: String| Err(Error::NotFound { model: model.to_owned(), what });
     if path.is_dir() {
+        return Ok(Meaning::Folder(path.to_path_buf()));
+    }
+    if path.is_file() && path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
         return Ok(Meaning::Folder(path.to_path_buf()));
     }
     if path.is_file() {

@@ -40,6 +40,13 @@ pub fn merge(
         );
         return Err(Error::Input { what });
     };
+    if repo.gguf().is_some() {
+        let what = format!(
+            "{}: a GGUF file: adapters can be folded into shards of it (--bits), or applied while it runs",
+            repo.path().display()
+        );
+        return Err(Error::Input { what });
+    }
     check(repo, checkpoint, adapters)?;
     std::fs::create_dir_all(out).at(out, "creating the folder")?;
     if std::fs::read_dir(out).at(out, "listing")?.next().is_some() {

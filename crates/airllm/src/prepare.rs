@@ -10,7 +10,7 @@ use crate::pack::Packer;
 use crate::progress::Meter;
 use crate::{Adapter, Cancel, Error, OnProgress, Result, Stage};
 use airllm_format::shard::{ShardWriter, accept};
-use airllm_format::{Bits, Manifest, Prepared, Recipe, Repo, SourceEntry, copy_file};
+use airllm_format::{Bits, Manifest, Prepared, Recipe, Repo, SourceEntry, copy_file, write_side_text};
 use airllm_model::Config;
 use std::path::{Path, PathBuf};
 
@@ -212,6 +212,9 @@ impl<'a> Preparation<'a> {
         }
         for file in self.repo.side_files()? {
             manifest.files.push(copy_file(&file, out)?);
+        }
+        for (name, text) in self.repo.side_texts() {
+            manifest.files.push(write_side_text(name, &text, out)?);
         }
         manifest.write(out)?;
         Ok(Prepared::open(out)?)

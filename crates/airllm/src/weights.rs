@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 /// The weights of a model that is about to run.
 pub(crate) struct Weights {
-    /// The folder with configuration and tokenizer.
+    /// What can be opened again: the folder with configuration and tokenizer, or the GGUF file.
     pub(crate) dir: PathBuf,
     /// Files to read.
     pub(crate) files: Vec<PathBuf>,
@@ -43,7 +43,7 @@ impl Weights {
     pub(crate) fn as_they_are(checkpoint: &Checkpoint, readers: usize) -> Result<Weights> {
         let lifted = checkpoint.lifted(Bits::Source)?;
         Ok(Weights {
-            dir: checkpoint.dir().to_path_buf(),
+            dir: checkpoint.path().to_path_buf(),
             files: checkpoint.files(),
             making: lifted.memory(readers),
             catalog: lifted.catalog,

@@ -27,6 +27,9 @@ pub fn run(common: &Common, args: &Prepare, cancel: &Cancel) -> Result<()> {
                 "--delete-original of a downloaded model needs --out: name a folder for its shards",
             ));
         }
+        (None, Form::Published(repo)) if args.delete_original && repo.gguf().is_some() => {
+            return Err(usage("--delete-original of a GGUF file needs --out: name a folder for its shards"));
+        }
         (None, Form::Published(repo)) if args.delete_original => builder = builder.shards(repo.dir()),
         (None, _) => {}
     }

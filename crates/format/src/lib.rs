@@ -1,6 +1,6 @@
 //! Checkpoints and layer shards: bytes <-> named tensors.
 //!
-//! - [`safetensors`] reads and checks headers, [`Repo`] a whole Hugging Face checkpoint folder.
+//! - [`safetensors`] and [`gguf`] read and check headers, [`Repo`] a whole checkpoint of either form.
 //! - [`shard`] writes layer shards, [`Manifest`] says what a prepared folder holds, [`Prepared`] opens one.
 //! - [`hub`] downloads checkpoints into the Hugging Face cache.
 //! - [`LayerSource`] is what streaming reads from: [`FileSource`], [`MemorySource`], and [`FaultSource`] for
@@ -41,6 +41,7 @@
 
 mod disk;
 mod error;
+pub mod gguf;
 pub mod hub;
 mod json;
 mod manifest;
@@ -57,6 +58,7 @@ pub use error::{Error, Result};
 pub use json::{parse_json, read_json_object};
 pub use manifest::{
     Bits, FileEntry, MANIFEST, Manifest, Recipe, ShardEntry, SourceEntry, TensorEntry, copy_file,
+    write_side_text,
 };
 pub use number::{Layout, NumFormat};
 pub use prepared::Prepared;

@@ -251,6 +251,28 @@ impl Manifest {
     }
 }
 
+/// Writes a text as a side file of a prepared folder, crash-safe as everything else in it.
+///
+/// # Errors
+/// [`Error::NoSpace`] and [`Error::Io`] where writing fails.
+pub fn write_side_text(name: &str, text: &str, dir: &Path) -> Result<FileEntry> {
+    let to = dir.join(name);
+    if !is_plain_name(name) || name == MANIFEST {
+        return Err(Error::malformed(&to, "a side file cannot have this name"));
+    }
+    let (part, bytes) = (temporary(&to), text.len() as u64);
+    let write = || -> Result<FileEntry> {
+        let mut output = File::create(&part).map_err(Error::io(&part, "creating"))?;
+        output.write_all(text.as_bytes()).map_err(|e| write_error(&part, bytes, e))?;
+        output.sync_all().map_err(|e| write_error(&part, bytes, e))?;
+        rename(&part, &to)?;
+        let mut hash = Xxh3::new();
+        hash.update(text.as_bytes());
+        Ok(FileEntry { file: name.to_owned(), bytes, xxh3: format!("{:032x}", hash.digest128()) })
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&part)))
+}
+
 /// Copies a side file into a prepared folder, crash-safe as everything else in it.
 ///
 /// # Errors

@@ -1,10 +1,12 @@
-//! A checkpoint folder as published on the Hugging Face hub: safetensors files, configuration, tokenizer.
+//! A checkpoint as published on the Hugging Face hub: a folder of safetensors files, configuration and tokenizer,
+//! or a GGUF file that has it all.
 
 mod index;
 
 pub use index::Index;
 
 use crate::disk::{is_plain_name, open_file, read_bounded};
+use crate::gguf::{self, Gguf};
 use crate::json::{MAX_JSON, parse_object};
 use crate::safetensors::{Header, TensorInfo};
 use crate::{Error, FileSource, LayerSource, ReadMode, Result};
@@ -14,6 +16,8 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
+
+const INDEX: &str = "model.safetensors.index.json";
 
 /// Side files by name; beside these, everything that ends in `.tiktoken`.
 const SIDE_FILES: [&str; 11] = [
@@ -39,38 +43,87 @@ pub struct Located {
     pub info: TensorInfo,
 }
 
-/// An opened checkpoint folder. All headers are checked; no weights have been read.
+/// An opened checkpoint. All headers are checked; no weights have been read.
 #[derive(Debug)]
 pub struct Repo {
+    path: PathBuf,
     dir: PathBuf,
     config: Value,
     generation_config: Option<Value>,
     config_bytes: Vec<Vec<u8>>,
     paths: Vec<PathBuf>,
     source: FileSource,
-    headers: Vec<Header>,
+    /// Lengths of the files in bytes.
+    lens: Vec<u64>,
     tensors: Vec<Located>,
     by_name: HashMap<String, usize>,
+    gguf: Option<Gguf>,
 }
 
 impl Repo {
     /// Opens a folder with `config.json` and either `model.safetensors` or
-    /// `model.safetensors.index.json` and the files it names.
+    /// `model.safetensors.index.json` and the files it names; or a GGUF file, or a folder with one and no
+    /// safetensors. Of a split GGUF file (`NAME-00001-of-00003.gguf`) any part will do.
     ///
-    /// Tensors that a file holds but the index does not name are left out, as other readers do.
+    /// Tensors that a safetensors file holds but the index does not name are left out, as other readers do.
+    ///
+    /// A GGUF file is shown as the Hugging Face checkpoint of the same model: with its names of tensors, one
+    /// tensor for each expert, and [`config`](Self::config) and [`generation_config`](Self::generation_config)
+    /// put together from its entries. Nothing is moved or changed, so three things differ from a checkpoint:
+    ///
+    /// - `"rope_interleaved": true`: the rows of queries and keys (and their biases) stand in the order in which
+    ///   rotary embedding turns neighbours (2i, 2i+1) instead of halves (i, i + n/2). Llama and what is converted
+    ///   as such: Mistral, Mixtral, Baichuan 7B, InternLM 2; the last two are shown as `LlamaForCausalLM`.
+    /// - `"norm_offset_folded": true`: the weights of norms have their 1 added already (Gemma).
+    /// - `"rope_scaling": {"rope_type": "factors", "factors": [f0, f1, …], "tensor": "rope_freqs.weight"}`: frequency
+    ///   i is divided by `factors[i]`. Llama 3.1 and later, whose files hold the result of the scaling only.
+    ///
+    /// A model that is not known has the architecture `gguf:NAME` and the names of the file.
     ///
     /// # Errors
     /// [`Error::Missing`] for a missing folder, file or tensor, [`Error::Malformed`] for anything that is
     /// not as its format says, [`Error::Io`] where the system refuses.
-    pub fn open(dir: &Path) -> Result<Self> {
-        if !dir.is_dir() {
-            let what = if dir.exists() {
-                "expected a folder with a checkpoint, found a file"
+    pub fn open(path: &Path) -> Result<Self> {
+        if gguf::is_gguf(path) {
+            return Self::open_gguf(path, path);
+        }
+        if !path.is_dir() {
+            let what = if path.exists() {
+                "expected a folder with a checkpoint or a GGUF file, found a file of another kind"
             } else {
                 "no such folder"
             };
-            return Err(Error::missing(dir, what));
+            return Err(Error::missing(path, what));
         }
+        if !["model.safetensors", INDEX].iter().any(|name| path.join(name).exists())
+            && let Some(file) = gguf::find(path)?
+        {
+            return Self::open_gguf(path, &file);
+        }
+        Self::open_folder(path)
+    }
+
+    fn open_gguf(path: &Path, file: &Path) -> Result<Self> {
+        let set = gguf::Set::open(file)?;
+        let configs = [Some(&set.config), set.generation_config.as_ref()];
+        let config_bytes =
+            configs.into_iter().flatten().map(|config| config.to_string().into_bytes()).collect();
+        Ok(Self {
+            path: path.to_path_buf(),
+            dir: file.parent().unwrap_or(Path::new("")).to_path_buf(),
+            config: set.config,
+            generation_config: set.generation_config,
+            config_bytes,
+            paths: set.paths,
+            source: set.source,
+            lens: set.lens,
+            by_name: by_name(&set.tensors),
+            tensors: set.tensors,
+            gguf: Some(set.head),
+        })
+    }
+
+    fn open_folder(dir: &Path) -> Result<Self> {
         let config_path = dir.join("config.json");
         if !config_path.exists() {
             return Err(Error::missing(dir, "no config.json: not a checkpoint folder"));
@@ -86,23 +139,34 @@ impl Repo {
             config_bytes.push(bytes);
         }
         let weights = Weights::open(dir)?;
-        let by_name = weights.tensors.iter().enumerate().map(|(i, t)| (t.info.name.clone(), i)).collect();
         Ok(Self {
+            path: dir.to_path_buf(),
             dir: dir.to_path_buf(),
             config,
             generation_config,
             config_bytes,
             paths: weights.paths,
             source: weights.source,
-            headers: weights.headers,
+            lens: weights.headers.iter().map(Header::file_len).collect(),
+            by_name: by_name(&weights.tensors),
             tensors: weights.tensors,
-            by_name,
+            gguf: None,
         })
     }
 
-    /// The folder.
+    /// What was opened: the folder, or the GGUF file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder that the files are in.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The head of the GGUF file, if it is one: of the first part, if it is split.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        self.gguf.as_ref()
     }
 
     /// The content of `config.json`, an object.
@@ -125,7 +189,7 @@ impl Repo {
         self.tensors.iter()
     }
 
-    /// The safetensors files, to be given to a [`FileSource`](crate::FileSource).
+    /// The files with the weights, to be given to a [`FileSource`](crate::FileSource).
     pub fn files(&self) -> &[PathBuf] {
         &self.paths
     }
@@ -172,12 +236,15 @@ impl Repo {
     }
 
     /// The files beside the weights that a prepared folder carries along: configuration, tokenizer, chat
-    /// template. Sorted by name.
+    /// template. Sorted by name. None for a GGUF file, see [`side_texts`](Self::side_texts).
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be listed.
     pub fn side_files(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
+        if self.gguf.is_some() {
+            return Ok(found);
+        }
         for entry in fs::read_dir(&self.dir).map_err(Error::io(&self.dir, "listing"))? {
             let path = entry.map_err(Error::io(&self.dir, "listing"))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -187,6 +254,20 @@ impl Repo {
         }
         found.sort();
         Ok(found)
+    }
+
+    /// What a GGUF file says instead of side files, as names and contents of files that a prepared folder can
+    /// carry along: `tokenizer.gguf.json`, the entries of the tokenizer as they are, and `chat_template.jinja`.
+    pub fn side_texts(&self) -> Vec<(&'static str, String)> {
+        let Some(metadata) = self.gguf.as_ref().map(Gguf::metadata) else { return Vec::new() };
+        let mut texts = Vec::new();
+        if metadata.get("tokenizer.ggml.model").is_some() {
+            texts.push(("tokenizer.gguf.json", metadata.to_json("tokenizer.").to_string()));
+        }
+        if let Some(template) = metadata.text("tokenizer.chat_template") {
+            texts.push(("chat_template.jinja", template.to_owned()));
+        }
+        texts
     }
 
     /// A stable name for the content, for keys of caches: 32 hexadecimal digits.
@@ -207,9 +288,9 @@ impl Repo {
         };
         add(b"airllm checkpoint 1");
         self.config_bytes.iter().for_each(|bytes| add(bytes));
-        for (path, header) in self.paths.iter().zip(&self.headers) {
+        for (path, len) in self.paths.iter().zip(&self.lens) {
             add(path.file_name().unwrap_or_default().as_encoded_bytes());
-            add(&header.file_len().to_le_bytes());
+            add(&len.to_le_bytes());
         }
         let whole = self.bytes() <= WHOLE;
         let mut buf = Vec::new();
@@ -232,6 +313,10 @@ impl Repo {
     }
 }
 
+fn by_name(tensors: &[Located]) -> HashMap<String, usize> {
+    tensors.iter().enumerate().map(|(i, t)| (t.info.name.clone(), i)).collect()
+}
+
 /// The opened weight files of a folder.
 struct Weights {
     paths: Vec<PathBuf>,
@@ -243,7 +328,7 @@ struct Weights {
 impl Weights {
     fn open(dir: &Path) -> Result<Self> {
         let single = dir.join("model.safetensors");
-        let index_path = dir.join("model.safetensors.index.json");
+        let index_path = dir.join(INDEX);
         if single.exists() {
             return Self::open_files(vec![single], None);
         }
@@ -318,8 +403,10 @@ fn no_weights(dir: &Path) -> Error {
     let with = |end: &str| names.iter().filter(|n| n.ends_with(end)).min();
     let hint = if let Some(name) = with(".safetensors") {
         format!("; {name} is there, but no index names it")
-    } else if let Some(name) = with(".bin").or(with(".pth")).or(with(".gguf")) {
-        format!("; {name} is there, but only safetensors are read: convert the checkpoint first")
+    } else if let Some(name) = with(".bin").or(with(".pth")) {
+        format!(
+            "; {name} is there, but only safetensors and GGUF files are read: convert the checkpoint first"
+        )
     } else {
         String::new()
     };

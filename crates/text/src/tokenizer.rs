@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::config::Settings;
+use crate::gguf::GgufVocabulary;
 use crate::json::JsonVocabulary;
 use crate::sentencepiece::SentencePieceVocabulary;
 use crate::tiktoken::{self, TiktokenVocabulary};
@@ -56,7 +57,8 @@ pub struct SpecialTokens {
 impl Tokenizer {
     /// Reads the tokenizer of a checkpoint folder: `tokenizer.json` if it is there, else a
     /// SentencePiece model (`tokenizer.model`, `ice_text.model`) or tiktoken ranks (`*.tiktoken`, or
-    /// under the name of a model); with what `tokenizer_config.json` and `special_tokens_map.json` add.
+    /// under the name of a model), else `tokenizer.gguf.json`, the tokenizer's entries of a GGUF file; with
+    /// what `tokenizer_config.json` and `special_tokens_map.json` add, except to the last.
     ///
     /// # Errors
     /// A file is broken, or the folder has no vocabulary of a known kind ([`Error::NoTokenizer`] names
@@ -71,7 +73,8 @@ impl Tokenizer {
         let file = has("tokenizer.json")
             .or_else(|| has("tokenizer.model"))
             .or_else(|| has("ice_text.model"))
-            .or_else(|| names.iter().map(String::as_str).find(|name| name.ends_with(".tiktoken")));
+            .or_else(|| names.iter().map(String::as_str).find(|name| name.ends_with(".tiktoken")))
+            .or_else(|| has("tokenizer.gguf.json"));
         match file {
             Some(name) => Self::open_file(dir.join(name)),
             None => Err(nothing_known(dir, &names)),
@@ -85,6 +88,9 @@ impl Tokenizer {
     pub fn open_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        if path.to_string_lossy().ends_with(".gguf.json") {
+            return Self::from_gguf(GgufVocabulary::parse(&bytes, path)?);
+        }
         let dir = path.parent().unwrap_or(Path::new(""));
         let mut settings = Settings::open(dir)?;
         let json = path.extension().is_some_and(|ending| ending == "json");
@@ -200,7 +206,7 @@ impl Tokenizer {
         &self.origin
     }
 
-    fn new(vocabulary: Arc<dyn Vocabulary>, settings: &Settings) -> Self {
+    pub(crate) fn new(vocabulary: Arc<dyn Vocabulary>, settings: &Settings) -> Self {
         let find = |token: &String| vocabulary.id(token).map(|id| Special { token: token.clone(), id });
         // Where the small files do not speak of a role, the vocabulary may.
         let named = |role: &str| match settings.named.get(role) {

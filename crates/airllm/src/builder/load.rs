@@ -118,7 +118,7 @@ impl Builder {
                 Box::new(Runner::new(model, weights))
             }
         };
-        let tokenizer = airllm_text::Tokenizer::open(&weights.dir).map_err(|error| error.to_string());
+        let tokenizer = checkpoint.tokenizer().map_err(|error| error.to_string());
         Ok(AutoModel::new(crate::auto::Parts {
             engine,
             config,

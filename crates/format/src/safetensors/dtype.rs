@@ -1,12 +1,12 @@
-//! Element types of safetensors files.
+//! Element types of checkpoint files.
 
 use crate::NumFormat;
 use std::fmt;
 
-/// What the elements of a tensor in a safetensors file are.
+/// What the elements of a tensor in a safetensors or GGUF file are.
 ///
-/// Every type that the format knows can be named and measured; only some can be computed with, see
-/// [`Dtype::format`].
+/// Every type that safetensors knows can be named and measured; only some can be computed with, see
+/// [`Dtype::format`]. Of the types of GGUF, those in blocks are [`Dtype::Packed`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Dtype {
@@ -54,9 +54,11 @@ pub enum Dtype {
     I64,
     /// Unsigned 64-bit integers.
     U64,
+    /// Whole rows packed in blocks, as GGUF files have them. Never in safetensors files.
+    Packed(NumFormat),
 }
 
-/// Type, name in files, bits per element.
+/// Type, name in safetensors files, bits per element.
 const TABLE: [(Dtype, &str, u64); 22] = [
     (Dtype::Bool, "BOOL", 8),
     (Dtype::F4, "F4", 4),
@@ -83,28 +85,48 @@ const TABLE: [(Dtype, &str, u64); 22] = [
 ];
 
 impl Dtype {
-    /// The type of that name in a header, such as `"BF16"`.
+    /// The type of that name in a safetensors header, such as `"BF16"`.
     pub fn from_name(name: &str) -> Option<Self> {
         TABLE.iter().find(|row| row.1 == name).map(|row| row.0)
     }
 
-    /// The name in a header.
+    /// The name in a safetensors header; of a packed type, the name of its format (`"q4_k"`).
     pub fn name(self) -> &'static str {
-        // The table is in the order of the variants (a test holds it to that).
-        TABLE[self as usize].1
+        match self {
+            Self::Packed(format) => format.name(),
+            plain => plain.row().1,
+        }
     }
 
-    /// Bits of one element.
+    /// Bits of one block: of one element, except for packed types.
     pub fn bits(self) -> u64 {
-        TABLE[self as usize].2
+        match self {
+            // Blocks are far from overflowing.
+            Self::Packed(format) => format.row_bytes(format.group()) as u64 * 8,
+            plain => plain.row().2,
+        }
     }
 
-    /// The format of a weight stored in this type, if weights are computed in it as they are.
+    /// Elements of one block: 1, except for packed types. Rows are whole blocks.
+    pub fn block(self) -> u64 {
+        match self {
+            Self::Packed(format) => format.group() as u64,
+            _ => 1,
+        }
+    }
+
+    /// The row of a type that is not packed.
+    fn row(self) -> (Self, &'static str, u64) {
+        TABLE.into_iter().find(|row| row.0 == self).unwrap_or(TABLE[0])
+    }
+
+    /// The format of a weight stored in this type, if weights can be read from it as they are.
     pub fn format(self) -> Option<NumFormat> {
         match self {
             Self::F32 => Some(NumFormat::F32),
             Self::F16 => Some(NumFormat::F16),
             Self::Bf16 => Some(NumFormat::Bf16),
+            Self::Packed(format) => Some(format),
             _ => None,
         }
     }
@@ -131,13 +153,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_is_in_order_and_agrees_with_the_reference_crate() {
-        for (i, (dtype, name, bits)) in TABLE.into_iter().enumerate() {
-            assert_eq!(dtype as usize, i);
+    fn table_agrees_with_the_reference_crate() {
+        for (dtype, name, bits) in TABLE {
+            assert_eq!((dtype.name(), dtype.bits(), dtype.block()), (name, bits, 1));
             assert_eq!(Dtype::from_name(dtype.name()), Some(dtype));
             let reference: safetensors::Dtype = serde_json::from_str(&format!("\"{name}\"")).unwrap();
             assert_eq!(reference.bitsize() as u64, bits);
         }
         assert_eq!(Dtype::from_name("f16"), None);
+    }
+
+    #[test]
+    fn packed_types_are_measured_in_blocks_and_are_none_of_safetensors() {
+        let q4k = Dtype::Packed(NumFormat::Q4K);
+        assert_eq!((q4k.name(), q4k.block(), q4k.bits()), ("q4_k", 256, 144 * 8));
+        assert_eq!(q4k.format(), Some(NumFormat::Q4K));
+        assert_eq!((Dtype::from_name("q4_k"), Dtype::from_name("Q4_K")), (None, None));
+        assert_eq!(Dtype::of(NumFormat::Q4K), Dtype::U8);
     }
 }

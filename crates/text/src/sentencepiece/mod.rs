@@ -19,7 +19,7 @@ use crate::vocabulary::{Decode, Mode, Vocabulary};
 
 use cut::{Bpe, Unigram};
 use decode::{SentencePieceDecode, write_blanks};
-use model::{Algorithm, Kind, Model};
+pub(crate) use model::{Algorithm, Kind, Model, Piece};
 use normalise::Normaliser;
 
 /// Stands for a blank in pieces.
@@ -66,7 +66,11 @@ enum Recognises {
 impl SentencePieceVocabulary {
     /// Understands the bytes of the file; `path` is for messages.
     pub(crate) fn parse(bytes: &[u8], settings: &Settings, path: &Path) -> Result<Self> {
-        let model = Model::parse(bytes, path)?;
+        Self::of_model(Model::parse(bytes, path)?, settings, path)
+    }
+
+    /// Takes a model that was read elsewhere; `path` is for messages.
+    pub(crate) fn of_model(model: Model, settings: &Settings, path: &Path) -> Result<Self> {
         let mut unknowns = model.pieces.iter().zip(0..).filter(|(piece, _)| piece.kind == Kind::Unknown);
         let unknown = match (unknowns.next(), unknowns.next()) {
             (Some((_, id)), None) => id,
@@ -103,6 +107,11 @@ impl SentencePieceVocabulary {
         vocabulary.specials = Specials::new(vocabulary.special_tokens(family, settings));
         vocabulary.frame = vocabulary.frame_of(family, settings);
         Ok(vocabulary)
+    }
+
+    /// Puts these ids before and after a text, whatever the settings say.
+    pub(crate) fn set_frame(&mut self, before: Vec<u32>, after: Vec<u32>) {
+        self.frame = (before, after);
     }
 
     /// The special tokens: those of the family's code, and those that the small files name.

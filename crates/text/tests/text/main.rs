@@ -4,6 +4,7 @@
 
 mod chat;
 mod common;
+mod gguf;
 mod native;
 mod refusals;
 mod small_files;
