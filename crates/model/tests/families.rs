@@ -59,7 +59,20 @@ fn internlm2(config: &mut Value, tensors: &mut Tensors) {
 }
 
 #[test]
+fn internlm_is_llama_with_a_flag_of_its_own_for_biases() {
+    same_as_llama(|config, _| {
+        config["bias"] = config["attention_bias"].clone();
+        config["architectures"] = serde_json::json!(["InternLMForCausalLM"]);
+    });
+}
+
+#[test]
 fn internlm2_is_llama_fused_by_groups() {
+    same_as_llama(internlm2);
+}
+
+/// The logits of a small Llama do not change when it is turned into another family.
+fn same_as_llama(turn: impl FnOnce(&mut Value, &mut Tensors)) {
     let dir = data("tiny_yarn_bias");
     let (mut config, mut tensors) = (json(&dir.join("config.json")), Tensors::model(&dir));
     // The feed-forward blocks of the family have no biases.
@@ -71,7 +84,7 @@ fn internlm2_is_llama_fused_by_groups() {
         run.run(&mut seq, &ids, ids.len(), Want::All)
     };
     let expected = logits(&mut Run::of(&config, &tensors));
-    internlm2(&mut config, &mut tensors);
+    turn(&mut config, &mut tensors);
     assert_eq!(logits(&mut Run::of(&config, &tensors)), expected);
 }
 

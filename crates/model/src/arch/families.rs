@@ -33,6 +33,7 @@ pub const ALL: &[&Arch] = &[
     &GLM,
     &GLM4,
     &BAICHUAN,
+    &INTERNLM,
     &INTERNLM2,
     &PHI3,
     &GEMMA,
@@ -235,6 +236,30 @@ pub const INTERNLM2: Arch = {
         ],
         ..LLAMA
     }
+};
+
+/// InternLM 1: Llama with biases in the attention. InternLM team, 2023.
+pub const INTERNLM: Arch = Arch {
+    name: "internlm",
+    hf: &["InternLMForCausalLM"],
+    model_type: "internlm",
+    fields: FieldNames { qkv_bias: Flag::Any(&["bias"]), out_bias: Flag::Any(&["bias"]), ..FIELDS },
+    layer: &[
+        ATTN_NORM,
+        Q_PROJ,
+        Q_PROJ_BIAS,
+        K_PROJ,
+        K_PROJ_BIAS,
+        V_PROJ,
+        V_PROJ_BIAS,
+        O_PROJ,
+        O_PROJ_BIAS,
+        MLP_NORM,
+        GATE_PROJ,
+        UP_PROJ,
+        DOWN_PROJ,
+    ],
+    ..LLAMA
 };
 
 /// Phi-3 and Phi-4: everything fused that can be, long contexts by "longrope". Abdin et al., 2024.
