@@ -18,7 +18,8 @@ pub struct Stops {
 }
 
 impl Stops {
-    /// Stops at the first occurrence of any of these; empty strings are left out.
+    /// Stops at the occurrence that is complete first; empty strings are left out. Of several that end at the
+    /// same place the longest counts.
     pub fn new<S: Into<String>>(stops: impl IntoIterator<Item = S>) -> Stops {
         let stops = stops.into_iter().map(Into::into).filter(|s: &String| !s.is_empty()).collect();
         Stops { stops, held: String::new(), stopped: false }
@@ -32,8 +33,9 @@ impl Stops {
             return (String::new(), true);
         }
         self.held.push_str(piece);
-        // The earliest occurrence counts, whichever string it is of.
-        if let Some(at) = self.stops.iter().filter_map(|s| self.held.find(s.as_str())).min() {
+        // What is complete first does not depend on how the text was cut; what begins first would.
+        let found = self.stops.iter().filter_map(|s| self.held.find(s.as_str()).map(|at| (at + s.len(), at)));
+        if let Some((_, at)) = found.min() {
             self.stopped = true;
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
@@ -89,7 +91,8 @@ mod tests {
             stops in prop::collection::vec("[ab]{1,5}", 0..3),
             cuts in prop::collection::vec(0usize..41, 0..8),
         ) {
-            let end = stops.iter().filter_map(|s| text.find(s.as_str())).min();
+            let found = stops.iter().filter_map(|s| text.find(s.as_str()).map(|at| (at + s.len(), at)));
+            let end = found.min().map(|(_, at)| at);
             let mut filter = Stops::new(stops);
             let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(text.len())).collect();
             cuts.push(text.len());

@@ -155,6 +155,8 @@ pub(crate) fn place(x: usize, y: usize, shape: &Place) -> Result<Work> {
     if repeat == 0 {
         return Err(Error::Argument { verb: VERB, what: "each row is written from 0 times".into() });
     }
+    // Rows of nothing are no rows.
+    let rows = if width == 0 { 0 } else { rows };
     need(VERB, "x", f32s(&[rows.div_ceil(repeat), from.stride]), x)?;
     need(VERB, "y", f32s(&[rows, to.stride]), y)?;
     Ok(work(&[f32s(&[2, rows, width])], &[0]))
