@@ -28,6 +28,9 @@ pub struct Forecast {
     pub batch_tokens: usize,
     /// Bytes besides weights and ring.
     pub fixed: u64,
+    /// Bytes that a token needs of weights that are repacked from another program's layout whenever they are
+    /// read. The plan's times do not know of this work.
+    pub repacked: u64,
     /// What storing fewer bits would bring, fastest first; empty where nothing would.
     pub fewer_bits: Vec<Alternative>,
 }
@@ -118,6 +121,7 @@ pub(crate) fn forecast(
                         context,
                         batch_tokens,
                         fixed,
+                        repacked: 0,
                         fewer_bits: Vec::new(),
                     });
                 }
@@ -160,6 +164,24 @@ fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, w
         .saturating_add(want.making)
         .saturating_add((row * batch) as u64)
         .saturating_add(OVERHEAD)
+}
+
+/// Bytes of weights that a pass makes anew: those of units that do not stay, in files from number `first` on.
+pub(crate) fn repacked(forecast: &Forecast, catalog: &Catalog, first: usize) -> u64 {
+    let units = catalog.units.iter().zip(&forecast.units).zip(&forecast.plan.pinned);
+    units
+        .filter(|(_, pinned)| !**pinned)
+        .map(|((unit, need), _)| {
+            let made = unit.tensors.iter().filter(|t| t.file >= first && t.format.is_foreign());
+            let bytes = made.map(|tensor| tensor.bytes() as u64).sum::<u64>();
+            // Of an expert what a token is expected to use.
+            if need.bytes == 0 {
+                0
+            } else {
+                (u128::from(bytes) * u128::from(need.per_pass) / u128::from(need.bytes)) as u64
+            }
+        })
+        .sum()
 }
 
 /// What fewer bits would bring: `catalogs` holds the same model by bits.

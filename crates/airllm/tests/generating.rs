@@ -269,3 +269,19 @@ fn a_flag_of_its_own_ends_one_run_and_not_the_model() {
     let (answers, _) = run(&model, &prompts(), &options);
     assert!(answers.iter().all(|answer| answer.0.len() == 20));
 }
+
+#[test]
+fn a_plan_says_what_is_repacked_while_it_is_read() {
+    let Some(shared) = airllm_tests::shared::dir() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let plan = |name: &str, ram: u64| {
+        let builder = AutoModel::builder().home(home.path()).context(64).ram(ram).slot_bytes(16 << 10);
+        let checkpoint = builder.find(shared.join("fixtures").join(name).to_str().unwrap()).unwrap();
+        builder.plan(&checkpoint).unwrap()
+    };
+    let small = plan("gptq_sym_g128", 5_300_000);
+    assert!(small.plan.streamed > 0 && small.repacked > 0, "{:?}", small.plan);
+    assert!(small.repacked <= small.plan.streamed);
+    assert_eq!(plan("gptq_sym_g128", 1_000_000_000).repacked, 0, "all of it stays in memory");
+    assert_eq!(plan("llama2_mha", 5_300_000).repacked, 0, "nothing to repack");
+}

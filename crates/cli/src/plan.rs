@@ -28,23 +28,41 @@ pub fn run(common: &Common, args: &Plan, cancel: &Cancel) -> Result<()> {
     output::text(&summary(&forecast))
 }
 
-/// Where every unit lives.
+/// Where every unit lives; the experts of a layer share a line.
 fn units(forecast: &Forecast) -> String {
-    let rows: Vec<Vec<String>> = forecast
-        .units
-        .iter()
-        .zip(&forecast.plan.pinned)
-        .map(|(unit, pinned)| {
-            let lives = match (pinned, unit.per_pass) {
-                (true, _) => "memory",
-                (false, 0) => "disk, by row",
-                (false, _) => "disk, streamed",
-            };
-            let read = if *pinned { 0 } else { unit.per_pass };
-            vec![unit.name.clone(), lives.to_owned(), Size(unit.bytes).to_string(), Size(read).to_string()]
-        })
-        .collect();
-    output::table(&["unit", "lives in", "size", "read per token"], &rows)
+    let mut rows: Vec<Row> = Vec::new();
+    for (unit, &pinned) in forecast.units.iter().zip(&forecast.plan.pinned) {
+        let lives = match (unit.on_demand.is_some(), pinned, unit.per_pass) {
+            (_, true, _) => "memory",
+            (true, ..) => "disk, on demand",
+            (_, _, 0) => "disk, by row",
+            _ => "disk, streamed",
+        };
+        let read = if pinned { 0 } else { unit.per_pass };
+        let layer = unit.name.split_once(".expert.").map(|(layer, _)| layer);
+        let name = layer.map_or_else(|| unit.name.clone(), |layer| format!("{layer}, experts"));
+        match rows.last_mut() {
+            Some(last) if layer.is_some() && last.name == name && last.lives == lives => {
+                last.count += 1;
+                last.bytes += unit.bytes;
+                last.read += read;
+            }
+            _ => rows.push(Row { name, lives, count: 1, bytes: unit.bytes, read }),
+        }
+    }
+    let cells = rows.into_iter().map(|row| {
+        let times = if row.name.ends_with("experts") { format!(" ({})", row.count) } else { String::new() };
+        vec![row.name + &times, row.lives.to_owned(), Size(row.bytes).to_string(), Size(row.read).to_string()]
+    });
+    output::table(&["unit", "lives in", "size", "used per token"], &cells.collect::<Vec<_>>())
+}
+
+struct Row {
+    name: String,
+    lives: &'static str,
+    count: usize,
+    bytes: u64,
+    read: u64,
 }
 
 fn summary(forecast: &Forecast) -> String {
@@ -54,7 +72,7 @@ fn summary(forecast: &Forecast) -> String {
         None => "(all of the model fits)".to_owned(),
     };
     let ring = match plan.slots {
-        0 => "none, nothing streams".to_owned(),
+        0 => "none, no layer streams".to_owned(),
         slots => format!("{slots} slots of {}, {} readers", Size(plan.slot_bytes as u64), plan.readers),
     };
     let mut lines = vec![
@@ -84,6 +102,19 @@ fn summary(forecast: &Forecast) -> String {
         ),
         ("expected", format!("{:.3} tokens/s, bottleneck {}", forecast.tokens_per_s(), plan.bottleneck)),
     ];
+    if let Some(rate) = plan.expert_hit_rate {
+        let held = Size(plan.expert_cache_bytes);
+        let line =
+            format!("{held} for those used lately, {:.0} % expected to be there at least", rate * 100.0);
+        lines.insert(3, ("  experts", line));
+    }
+    if forecast.repacked > 0 {
+        let line = format!(
+            "{} per token while it is read, which the processor limits; `airllm prepare` does it once",
+            Size(forecast.repacked)
+        );
+        lines.push(("repacked", line));
+    }
     for other in &forecast.fewer_bits {
         let bits = match other.bits {
             Bits::Source => "16",

@@ -5,7 +5,7 @@ use crate::adapter::open_all;
 use crate::checkpoint::{Checkpoint, Form};
 use crate::engine::{Engine, Runner};
 use crate::error::At;
-use crate::forecast::{Forecast, Want, alternatives, forecast};
+use crate::forecast::{Forecast, Want, alternatives, forecast, repacked};
 use crate::source::Stoppable;
 use crate::weights::Weights;
 use crate::{Adapter, AutoModel, Cache, Error, Preparation, Result, hardware};
@@ -83,6 +83,9 @@ impl Builder {
         want.additions = self.additions(checkpoint)?;
         let mut forecast = forecast(checkpoint.config(), &catalog, measured.hardware, &want)?;
         forecast.disk_measured = measured.disk;
+        if live {
+            forecast.repacked = repacked(&forecast, &catalog, files.len());
+        }
         let fewer: Result<Vec<(Bits, Catalog)>> = [Bits::Q8, Bits::Q4]
             .into_iter()
             .map(|bits| Ok((bits, checkpoint.catalog(Some(bits))?)))
