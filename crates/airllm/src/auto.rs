@@ -177,7 +177,7 @@ impl AutoModel {
     }
 
     fn run(&self, ids: &[u32], mut each: Option<&mut dyn FnMut(Hidden<'_>)>) -> Result<Logits> {
-        let room = self.limit.map_or(self.forecast.context, |limit| limit.min(self.forecast.context));
+        let room = self.room();
         if ids.len() > room {
             return Err(Error::Context { prompt: ids.len(), new: 0, context: room });
         }
@@ -209,7 +209,16 @@ impl AutoModel {
         result.map(|()| logits)
     }
 
-    fn engine(&self) -> Result<MutexGuard<'_, Box<dyn Engine>>> {
+    /// Tokens that a sequence may have.
+    pub(crate) fn room(&self) -> usize {
+        self.limit.map_or(self.forecast.context, |limit| limit.min(self.forecast.context))
+    }
+
+    pub(crate) fn cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+
+    pub(crate) fn engine(&self) -> Result<MutexGuard<'_, Box<dyn Engine>>> {
         match self.engine.try_lock() {
             Ok(engine) => Ok(engine),
             Err(TryLockError::WouldBlock) => Err(Error::Busy),

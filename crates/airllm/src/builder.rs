@@ -3,6 +3,7 @@
 mod load;
 
 use crate::checkpoint::{Checkpoint, Meaning, understand};
+use crate::eval::{Shape, Windows};
 use crate::progress::Meter;
 use crate::{AutoModel, Cache, Cancel, Error, OnProgress, Progress, Result, Stage, env};
 use airllm_format::Bits;
@@ -50,6 +51,7 @@ pub struct Builder {
     slot_bytes: Option<usize>,
     readers: usize,
     batch_tokens: Option<usize>,
+    windows: Option<Shape>,
     timeline: bool,
     adapters: Vec<PathBuf>,
     check_existing: bool,
@@ -78,6 +80,7 @@ impl Default for Builder {
             slot_bytes: None,
             readers: 2,
             batch_tokens: None,
+            windows: None,
             timeline: false,
             adapters: Vec::new(),
             check_existing: false,
@@ -189,6 +192,13 @@ impl Builder {
     /// The most tokens of a pass; without it, the plan chooses.
     pub fn batch_tokens(mut self, tokens: usize) -> Self {
         self.batch_tokens = Some(tokens.max(1));
+        self
+    }
+
+    /// Makes room for [`AutoModel::evaluate`] of these windows, instead of for generation: for as many side by side
+    /// as share a pass, and for the logits of half a pass.
+    pub fn evaluating(mut self, windows: &Windows) -> Self {
+        self.windows = Some(windows.shape());
         self
     }
 

@@ -1,5 +1,6 @@
 //! What a run will take: where every unit lives, and how fast that will be.
 
+use crate::eval::Shape;
 use crate::{Error, Result};
 use airllm_format::Bits;
 use airllm_model::{Config, LowRank, activation_bytes, adapter_bytes, kv_bytes, logits_bytes};
@@ -70,6 +71,8 @@ pub(crate) struct Want {
     pub(crate) batch_tokens: Option<usize>,
     /// Rows of logits that a pass returns.
     pub(crate) logit_rows: usize,
+    /// Windows of a text to read, which say how much cache and how many rows of logits a pass needs.
+    pub(crate) windows: Option<Shape>,
     /// Additions to the weights.
     pub(crate) additions: Arc<[LowRank]>,
     /// Bytes that whoever makes the weights needs beside them.
@@ -103,7 +106,8 @@ pub(crate) fn forecast(
         caches.iter().position(|&tokens| kv_bytes(config, tokens) as u64 <= budget / 4).unwrap_or(last);
     let mut refusal = None;
     for &context in &caches[cache..] {
-        for batch_tokens in batches(want.batch_tokens, config, budget) {
+        for batch_tokens in batches(want, config, budget) {
+            let context = want.windows.map_or(context, |windows| windows.cache(batch_tokens));
             let fixed = fixed_bytes(config, catalog, context, batch_tokens, want);
             let share = config
                 .moe
@@ -142,13 +146,16 @@ pub(crate) fn forecast(
 }
 
 /// Tokens a pass to try, the most first.
-fn batches(asked: Option<usize>, config: &Config, budget: u64) -> Vec<usize> {
-    if let Some(asked) = asked {
+fn batches(want: &Want, config: &Config, budget: u64) -> Vec<usize> {
+    if let Some(asked) = want.batch_tokens {
         return vec![asked.max(1)];
     }
     let halves: Vec<usize> =
         std::iter::successors(Some(BATCH_TOKENS), |n| (*n > 1).then_some(n / 2)).collect();
-    let fits = |tokens: &usize| activation_bytes(config, *tokens) as u64 <= budget / 8;
+    let fits = |tokens: &usize| {
+        let logits = want.windows.map_or(0, |windows| logits_bytes(config, windows.rows(*tokens)));
+        activation_bytes(config, *tokens) as u64 <= budget / 8 && logits as u64 <= budget / 8
+    };
     let first = halves.iter().position(fits).unwrap_or(halves.len() - 1);
     halves[first..].to_vec()
 }
@@ -156,10 +163,11 @@ fn batches(asked: Option<usize>, config: &Config, budget: u64) -> Vec<usize> {
 /// Bytes besides weights and ring: cache, activations, logits, rows of the embedding on their way, rows
 /// that are made.
 fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, want: &Want) -> u64 {
+    let logit_rows = want.windows.map_or(want.logit_rows, |windows| windows.rows(batch));
     let row = catalog.find("embed", "embed").and_then(|id| catalog.get(id)).map_or(0, |t| t.row_bytes());
     (kv_bytes(config, cache) as u64)
         .saturating_add(activation_bytes(config, batch) as u64)
-        .saturating_add(logits_bytes(config, want.logit_rows) as u64)
+        .saturating_add(logits_bytes(config, logit_rows) as u64)
         .saturating_add(adapter_bytes(&want.additions, batch) as u64)
         .saturating_add(want.making)
         .saturating_add((row * batch) as u64)

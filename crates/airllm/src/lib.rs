@@ -19,6 +19,7 @@
 //! - [`Builder`] holds every choice: budgets, threads, bits, folders, the network.
 //! - [`Checkpoint`] is a model that was found and not yet loaded; [`Builder::plan`] says how it would run.
 //! - [`Generation`] says how to choose tokens; a [`Generate`] is the run, with its [`Physics`].
+//! - [`eval`] says how well a model predicts a text, and how far it is from another.
 //! - [`Preparation`] writes shards, [`Cache`] is where they are kept.
 //!
 //! The budget changes how long a token takes, never which token it is.
@@ -35,6 +36,7 @@ mod checkpoint;
 mod engine;
 pub mod env;
 mod error;
+pub mod eval;
 mod forecast;
 mod generate;
 mod hardware;
@@ -66,6 +68,7 @@ pub use cache::{Cache, CacheEntry};
 pub use chat::{ChatFormat, Message};
 pub use checkpoint::{Checkpoint, Form};
 pub use error::{Error, ErrorKind, Result};
+pub use eval::{Evaluating, Evaluation, Windows};
 pub use forecast::{Alternative, Forecast};
 pub use generate::{Answer, Generate, Piece, Timings};
 pub use hardware::available_memory;

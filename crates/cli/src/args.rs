@@ -67,6 +67,8 @@ pub enum Command {
     Plan(Plan),
     /// Write the logits of given tokens as safetensors
     Logits(Logits),
+    /// Say how well a model predicts a text, and how far it is from a reference
+    Eval(Eval),
     /// Turn text into token ids, or ids into text
     Tokenize(Tokenize),
     /// List or clean the prepared shards
@@ -281,6 +283,39 @@ pub struct Logits {
     /// Also write `hidden.I` [n, hidden] f32: the embedding (0) and every layer's output
     #[arg(long)]
     pub hidden: bool,
+    #[command(flatten)]
+    pub weights: Weights,
+    #[command(flatten)]
+    pub adapters: Adapters,
+    #[command(flatten)]
+    pub tuning: Tuning,
+}
+
+/// Perplexity with its standard error and bits per byte; with --reference also the KL divergence of the
+/// reference's distribution from the model's, and how often both find the same token the likeliest.
+///
+/// Windows and counting are those of llama-perplexity: the text's tokens are cut into windows of --context
+/// tokens, what is left over is not used, the token for the beginning (if the tokenizer adds one) takes the
+/// place of the first token of each window, and of the predictions only those of the second half of each
+/// window count. Perplexity is exp of their mean negative log-likelihood; its standard error comes from the mean
+/// of squares. A text of less than two windows is refused.
+///
+/// With a reference both models run in turn, the model in up to half of --ram, the reference in what the model
+/// leaves; only logits of one pass are held.
+#[derive(Debug, Args)]
+pub struct Eval {
+    /// The text to predict; "-" is standard input
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub text: PathBuf,
+    /// A model to compare with, named as for --model, with the same vocabulary and at its own precision
+    #[arg(long, value_name = "PATH|ID|demo")]
+    pub reference: Option<String>,
+    /// Tokens of a window
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub context: usize,
+    /// Read no more than so many windows
+    #[arg(long, value_name = "N")]
+    pub chunks: Option<usize>,
     #[command(flatten)]
     pub weights: Weights,
     #[command(flatten)]

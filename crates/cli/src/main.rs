@@ -1,4 +1,4 @@
-//! The `airllm` command: generate, chat, prepare, merge, inspect, plan, logits, tokenize, cache.
+//! The `airllm` command: generate, chat, prepare, merge, inspect, plan, logits, eval, tokenize, cache.
 //!
 //! Standard output carries only results; progress and the closing physics line go to standard error.
 //! Everything a command does is done by the `airllm` library; here are arguments, bars and tables.
@@ -8,6 +8,7 @@ mod cache;
 mod chat;
 mod compare;
 mod demo;
+mod eval;
 mod exit;
 mod generate;
 mod input;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(common, args, &cancel),
         Command::Plan(args) => plan::run(common, args, &cancel),
         Command::Logits(args) => logits::run(common, args, &cancel),
+        Command::Eval(args) => eval::run(common, args, &cancel),
         Command::Tokenize(args) => tokenize::run(common, args),
         Command::Cache(args) => cache::run(common, args),
     };

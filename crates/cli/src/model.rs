@@ -59,6 +59,11 @@ pub fn find(builder: &Builder, common: &Common, target: Option<&str>) -> Result<
         (Some(_), Some(_)) => return Err(usage("the model is named twice: by --model and by an argument")),
         (target, option) => target.or(option).unwrap_or("demo"),
     };
+    open(builder, model)
+}
+
+/// Finds a model by its name on the command line.
+pub fn open(builder: &Builder, model: &str) -> Result<Checkpoint> {
     match model {
         "demo" => Ok(builder.find(&demo::folder(&builder.cache()?)?.to_string_lossy())?),
         model => Ok(builder.find(model)?),

@@ -1,15 +1,16 @@
 //! Bars on standard error, where that is a terminal.
 
-use airllm::{Progress, Size, Stage};
+use airllm::{Evaluating, Progress, Size, Stage};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// Shows the progress of downloads and preparations. Without a terminal nothing is drawn; the end of a
+/// Shows the progress of downloads, preparations and evaluations. Without a terminal nothing is drawn; the end of a
 /// long stage is logged at -v.
 pub struct Bars {
-    shown: Mutex<Option<(Stage, ProgressBar)>>,
+    /// What is shown; no stage where a text is evaluated.
+    shown: Mutex<Option<(Option<Stage>, ProgressBar)>>,
     terminal: bool,
 }
 
@@ -27,19 +28,37 @@ impl Bars {
             }
             return;
         }
+        let left = progress.left().map(|left| format!(", {} left", time(left))).unwrap_or_default();
+        let message = format!("{}/s{left} ({})", Size(progress.rate() as u64), progress.item);
+        self.draw(Some(progress.stage), progress.done, progress.total, message);
+    }
+
+    /// Draws how far an evaluation has come. Without a terminal each pass is logged at -v.
+    pub fn evaluating(&self, now: &Evaluating) {
+        let left = now.left().map(|left| format!(", {} left", time(left))).unwrap_or_default();
+        let soon = || "no window counted yet".to_owned();
+        let perplexity = now.perplexity.map_or_else(soon, |perplexity| format!("perplexity {perplexity:.4}"));
+        let message = format!("{} of {} windows{left}, {perplexity}", now.windows, now.of_windows);
+        if self.terminal {
+            self.draw(None, now.read as u64, now.of_read as u64, message);
+        } else {
+            tracing::info!("{message}");
+        }
+    }
+
+    fn draw(&self, stage: Option<Stage>, done: u64, total: u64, message: String) {
         let Ok(mut shown) = self.shown.lock() else { return };
-        if shown.as_ref().is_none_or(|(stage, _)| *stage != progress.stage) {
+        if shown.as_ref().is_none_or(|(old, _)| *old != stage) {
             if let Some((_, old)) = shown.take() {
                 old.finish_and_clear();
             }
-            *shown = Some((progress.stage, bar(progress.stage)));
+            *shown = Some((stage, bar(stage)));
         }
         let Some((_, bar)) = shown.as_ref() else { return };
-        bar.set_length(progress.total);
-        bar.set_position(progress.done);
-        let left = progress.left().map(|left| format!(", {} left", time(left))).unwrap_or_default();
-        bar.set_message(format!("{}/s{left} ({})", Size(progress.rate() as u64), progress.item));
-        if progress.total > 0 && progress.done >= progress.total {
+        bar.set_length(total);
+        bar.set_position(done);
+        bar.set_message(message);
+        if total > 0 && done >= total {
             bar.finish_and_clear();
         }
     }
@@ -54,16 +73,17 @@ impl Bars {
     }
 }
 
-fn bar(stage: Stage) -> ProgressBar {
+fn bar(stage: Option<Stage>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     let template = match stage {
-        Stage::Wait => "{prefix} {spinner}",
-        _ => "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {msg}",
+        None => "{prefix} [{bar:30}] {pos}/{len} tokens, {msg}",
+        Some(Stage::Wait) => "{prefix} {spinner}",
+        Some(_) => "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {msg}",
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
-    bar.set_prefix(stage.to_string());
+    bar.set_prefix(stage.map_or("evaluating".to_owned(), |stage| stage.to_string()));
     bar
 }
 

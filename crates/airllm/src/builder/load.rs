@@ -228,6 +228,7 @@ impl Builder {
     fn want(&self, checkpoint: &Checkpoint, catalog: &Catalog, making: u64) -> Want {
         let weights: usize = catalog.units.iter().map(airllm_stream::Unit::bytes).sum();
         let limit = self.limit(checkpoint).unwrap_or(CACHE_TOKENS);
+        let may_shrink = self.cache_tokens.is_none() && self.context.is_none() && self.windows.is_none();
         let sequence = if self.context.is_some() { limit } else { limit.min(CACHE_TOKENS) };
         let request = Request {
             ram: self.ram.or_else(|| self.free_memory(weights as u64)),
@@ -238,9 +239,10 @@ impl Builder {
         Want {
             request,
             cache_tokens: self.cache_tokens.unwrap_or(sequence.saturating_mul(self.max_batch)),
-            cache_may_shrink: self.cache_tokens.is_none() && self.context.is_none(),
+            cache_may_shrink: may_shrink,
             batch_tokens: self.batch_tokens,
             logit_rows: self.max_batch,
+            windows: self.windows,
             additions: Arc::from([]),
             making,
         }
