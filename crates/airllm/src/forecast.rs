@@ -105,39 +105,38 @@ pub(crate) fn forecast(
     let cache =
         caches.iter().position(|&tokens| kv_bytes(config, tokens) as u64 <= budget / 4).unwrap_or(last);
     let mut refusal = None;
-    for &context in &caches[cache..] {
-        for batch_tokens in batches(want, config, budget) {
-            let context = want.windows.map_or(context, |windows| windows.cache(batch_tokens));
-            let fixed = fixed_bytes(config, catalog, context, batch_tokens, want);
-            let share = config
-                .moe
-                .as_ref()
-                .map_or(Share::WHOLE, |moe| Share { used: moe.top_k as u32, of: moe.experts as u32 });
-            let need = Need::of(catalog, fixed).with_shares(|_| share);
-            match plan(&need, &hardware, &want.request) {
-                Ok(plan) => {
-                    return Ok(Forecast {
-                        budget: want.request.ram,
-                        plan,
-                        units: need.units,
-                        hardware,
-                        disk_measured: true,
-                        context,
-                        batch_tokens,
-                        fixed,
-                        repacked: 0,
-                        fewer_bits: Vec::new(),
-                    });
-                }
-                Err(r) => {
-                    refusal = Some(Error::Budget {
-                        need: r.need,
-                        have: r.have,
-                        fixed: r.fixed,
-                        ring: r.ring,
-                        context,
-                    });
-                }
+    let sizes = caches[cache..].iter().flat_map(|&context| {
+        let batches = batches(want, config, budget).into_iter();
+        batches.flat_map(move |batch| match want.windows {
+            Some(windows) => windows.caches(batch).map(|context| (context, batch)).to_vec(),
+            None => vec![(context, batch)],
+        })
+    });
+    for (context, batch_tokens) in sizes {
+        let fixed = fixed_bytes(config, catalog, context, batch_tokens, want);
+        let share = config
+            .moe
+            .as_ref()
+            .map_or(Share::WHOLE, |moe| Share { used: moe.top_k as u32, of: moe.experts as u32 });
+        let need = Need::of(catalog, fixed).with_shares(|_| share);
+        match plan(&need, &hardware, &want.request) {
+            Ok(plan) => {
+                return Ok(Forecast {
+                    budget: want.request.ram,
+                    plan,
+                    units: need.units,
+                    hardware,
+                    disk_measured: true,
+                    context,
+                    batch_tokens,
+                    fixed,
+                    repacked: 0,
+                    fewer_bits: Vec::new(),
+                });
+            }
+            Err(r) => {
+                refusal =
+                    Some(Error::Budget { need: r.need, have: r.have, fixed: r.fixed, ring: r.ring, context });
             }
         }
     }

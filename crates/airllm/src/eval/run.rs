@@ -181,7 +181,8 @@ impl AutoModel {
                 }
                 let reference = other.as_ref().map(|rows| &rows[index][..]);
                 let list = judged.entry(part.window).or_default();
-                list.extend(judge(part, &ids[&part.window], vocab, &rows[index], reference)?);
+                let ids_of = ids.get(&part.window).map_or(&[][..], Vec::as_slice);
+                list.extend(judge(part, ids_of, vocab, &rows[index], reference)?);
                 if part.last {
                     let positions = windows.counted();
                     for (position, judged) in positions.zip(judged.remove(&part.window).unwrap_or_default()) {

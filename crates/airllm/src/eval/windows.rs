@@ -145,13 +145,13 @@ impl Shape {
 
     /// Windows side by side: as many as begin in one pass, and one to begin while another ends.
     pub(crate) fn side_by_side(self, tokens: usize) -> usize {
-        let most = if tokens == 1 { 1 } else { tokens.div_ceil(self.first()).max(2) };
-        most.min(self.count).max(1)
+        tokens.div_ceil(self.first()).max(2).min(self.count).max(1)
     }
 
-    /// Tokens of key/value cache for them.
-    pub(crate) fn cache(self, tokens: usize) -> usize {
-        self.side_by_side(tokens).saturating_mul(self.context)
+    /// Tokens of key/value cache for them, and where that is too much: for one window at a time, which takes half
+    /// as many passes again. With half the tokens a pass it would be twice as many.
+    pub(crate) fn caches(self, tokens: usize) -> [usize; 2] {
+        [self.side_by_side(tokens).saturating_mul(self.context), self.context]
     }
 }
 
@@ -229,7 +229,7 @@ mod tests {
         for (context, count) in [(8, 1), (9, 3), (16, 7), (64, 5)] {
             let shape = Shape { context, count };
             for tokens in [1, 2, 3, 7, 8, 20, 64, 1000] {
-                for room in [context, shape.cache(tokens)] {
+                for room in shape.caches(tokens) {
                     let (mut fed, mut ended, mut open) = (vec![0; count], Vec::new(), 0_usize);
                     for parts in Schedule::new(shape, tokens, room) {
                         assert!(parts.iter().map(|p| p.range.len()).sum::<usize>() <= tokens);
@@ -257,7 +257,7 @@ mod tests {
     fn passes_are_full() {
         // Two windows of 512 in turn: one begins while the other ends.
         let shape = Shape { context: 512, count: 20 };
-        assert_eq!((shape.side_by_side(512), shape.cache(512)), (2, 1024));
+        assert_eq!((shape.side_by_side(512), shape.caches(512)), (2, [1024, 512]));
         assert_eq!(Schedule::new(shape, 512, 1024).count(), 21);
         // Eight at a time.
         let shape = Shape { context: 128, count: 80 };
