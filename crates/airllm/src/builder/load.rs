@@ -83,10 +83,8 @@ impl Builder {
         want.additions = self.additions(checkpoint)?;
         let mut forecast = forecast(checkpoint.config(), &catalog, measured.hardware, &want)?;
         forecast.disk_measured = measured.disk;
-        let fewer: Result<Vec<(Bits, Catalog)>> = [Bits::Q8, Bits::Q4]
-            .into_iter()
-            .map(|bits| Ok((bits, checkpoint.catalog(Some(bits))?)))
-            .collect();
+        let fewer: Result<Vec<(Bits, Catalog)>> =
+            Bits::NARROW.into_iter().map(|bits| Ok((bits, checkpoint.catalog(Some(bits))?))).collect();
         forecast.fewer_bits = alternatives(&forecast, checkpoint.config(), fewer?, &want);
         Ok(forecast)
     }
