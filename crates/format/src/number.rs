@@ -94,7 +94,7 @@ pub enum Layout {
         /// Bytes of a group's zero point.
         zero: usize,
     },
-    /// `low bits ‖ high bits ‖ scales ‖ scales of the scales`, each with zeros up to a multiple of 16: a
+    /// `low bits ‖ high bits ‖ scales and scales of the scales`, each with zeros up to a multiple of 16: a
     /// group has a scale of four bits, 16 groups share one f16.
     Planes {
         /// Bits of a code in the first plane.
@@ -272,7 +272,7 @@ impl NumFormat {
             Layout::Plain(_) | Layout::Blocks(_) => codes,
             Layout::Planes { .. } => {
                 let (scales, halves) = (cols.div_ceil(32), 2 * cols.div_ceil(256));
-                codes + scales.next_multiple_of(16) + halves.next_multiple_of(16)
+                codes + (scales.next_multiple_of(2) + halves).next_multiple_of(16)
             }
             Layout::Sections { scale, zero, .. } => {
                 (codes + self.groups(cols) * (scale + zero)).next_multiple_of(16)
@@ -322,7 +322,7 @@ mod tests {
         assert_eq!(NumFormat::Q5.row_bytes(4096), 4096 * 85 / 128);
         assert_eq!(NumFormat::Q3.row_bytes(4096), 4096 * 53 / 128);
         assert_eq!(NumFormat::Q2.row_bytes(4096), 4096 * 37 / 128);
-        assert_eq!(NumFormat::Q5.row_bytes(33), 32 + 16 + 16 + 16);
+        assert_eq!(NumFormat::Q5.row_bytes(33), 32 + 16 + 16);
         assert_eq!(NumFormat::Q2.row_bytes(0), 0);
         assert_eq!(NumFormat::Q4K.row_bytes(512), 288);
         assert_eq!(NumFormat::Q4K.multiple(), 256);

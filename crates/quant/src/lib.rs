@@ -45,8 +45,9 @@
 //! `weight[c] = scale[c / 32] · (code[c] − 8)`. Codes of columns beyond `cols` are 8, which is zero.
 //!
 //! **`q6`, `q5`, `q3`, `q2`**: codes in one or two *planes*, so that readers take whole bytes. `S = ceil(cols/32)`
-//! steps of 32 weights, `G = ceil(cols/256)`; a step has `L` bytes in the first plane and `H` in the second. Each of
-//! the four sections starts at a multiple of 16 and ends with zeros up to the next.
+//! steps of 32 weights, `G = ceil(cols/256)`; a step has `L` bytes in the first plane and `H` in the second. The
+//! planes and the scales start at multiples of 16, the halves at the next even byte after the scales; between and after
+//! them are zeros, up to a multiple of 16.
 //!
 //! | section | bytes | what |
 //! |---|---|---|

@@ -252,7 +252,7 @@ fn stored(d: f32) -> f16 {
     }
 }
 
-/// Bytes of the planes and of the scales of a row, padding included.
+/// Bytes of the planes of a row, padding included.
 fn sections(format: NumFormat, kind: Kind, cols: usize) -> (usize, usize) {
     let low = (4 * kind.low * cols.div_ceil(STEP)).next_multiple_of(16);
     (low, format.code_bytes(cols) - low)
@@ -270,7 +270,7 @@ pub(crate) fn pack(
     let (low, high) = sections(format, kind, weights.len());
     let (low, rest) = row.split_at_mut(low);
     let (high, rest) = rest.split_at_mut(high);
-    let (scales, halves) = rest.split_at_mut(weights.len().div_ceil(STEP).next_multiple_of(16));
+    let (scales, halves) = rest.split_at_mut(weights.len().div_ceil(STEP).next_multiple_of(2));
     const BLOCK: usize = GROUP * GROUPS;
     for (b, weights) in weights.chunks(BLOCK).enumerate() {
         let mut here = [[0f32; GROUP]; GROUPS];
@@ -302,7 +302,7 @@ pub(crate) fn unpack(format: NumFormat, row: &[u8], weights: &mut [f32]) -> Resu
     let (low, high) = sections(format, kind, weights.len());
     let (low, rest) = row.split_at(low);
     let (high, rest) = rest.split_at(high);
-    let (scales, halves) = rest.split_at(weights.len().div_ceil(STEP).next_multiple_of(16));
+    let (scales, halves) = rest.split_at(weights.len().div_ceil(STEP).next_multiple_of(2));
     for (step, weights) in weights.chunks_mut(STEP).enumerate() {
         let (low, high) = (&low[4 * kind.low * step..], &high[4 * kind.high * step..]);
         let at = step * STEP / (GROUP * GROUPS) * 2;

@@ -79,7 +79,7 @@ fn scales(format: NumFormat, cols: usize, group: usize) -> Vec<(usize, usize)> {
         Layout::Sections { scale, .. } => vec![(format.code_bytes(cols) + group * scale, scale)],
         // Of sixteen groups.
         Layout::Planes { .. } => {
-            let scales = cols.div_ceil(32).next_multiple_of(16);
+            let scales = cols.div_ceil(32).next_multiple_of(2);
             vec![(format.code_bytes(cols) + scales + group / 16 * 2, 2)]
         }
         Layout::Blocks(bytes) => {

@@ -164,7 +164,12 @@ impl<'a, P: Packed> Row<'a, P> {
         let (blocks, rest) = codes.split_at(whole);
         let (scales, zeros) = match P::SCALE {
             0 => (&[][..], &[][..]),
-            scale => scales.split_at(aligned(cols.div_ceil(P::GROUP) * scale).min(scales.len())),
+            // Eight scales are read at once, at the end some of what follows them with them.
+            _ if P::PLANES => {
+                let halves = cols.div_ceil(STEP).next_multiple_of(2);
+                (scales, scales.get(halves..).unwrap_or(&[]))
+            }
+            scale => scales.split_at((cols.div_ceil(P::GROUP) * scale).min(scales.len())),
         };
         Row { blocks: P::blocks(blocks), rest, high, scales, zeros, cols }
     }
