@@ -192,6 +192,8 @@ fn logits_are_the_same_bits_for_every_plan_at_32_8_and_4_bits() {
     check(&prepared(false, Dtype::F32, Bits::Source, 3), 12);
     check(&prepared(false, Dtype::Bf16, Bits::Q8, 4), 12);
     check(&prepared(true, Dtype::Bf16, Bits::Q4, 5), 12);
+    check(&prepared(false, Dtype::Bf16, Bits::Q5, 8), 6);
+    check(&prepared(true, Dtype::Bf16, Bits::Q3, 9), 6);
 }
 
 #[test]

@@ -85,7 +85,7 @@ pub struct Merge {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Write shards instead, with so many bits a weight; 16 is the checkpoint's own precision
-    #[arg(long, value_name = "16|8|4")]
+    #[arg(long, value_name = "16|8|6|5|4|3|2")]
     pub bits: Option<BitWidth>,
     /// Never use the network
     #[arg(long)]
@@ -99,9 +99,9 @@ pub struct Merge {
 #[derive(Debug, Args, Clone)]
 #[command(next_help_heading = "Model options")]
 pub struct Weights {
-    /// Bits a weight: 16 keeps the checkpoint's own precision and runs from its own files; 8 and 4 make it
-    /// smaller and faster, and prepare it once
-    #[arg(long, value_name = "16|8|4")]
+    /// Bits a weight: 16 keeps the checkpoint's own precision and runs from its own files; 8, 6, 5, 4, 3
+    /// and 2 make it smaller and faster, and prepare it once
+    #[arg(long, value_name = "16|8|6|5|4|3|2")]
     pub bits: Option<BitWidth>,
     /// Never use the network
     #[arg(long)]
@@ -385,12 +385,10 @@ impl std::str::FromStr for BitWidth {
     type Err = String;
 
     fn from_str(text: &str) -> Result<BitWidth, String> {
-        match text {
-            "16" => Ok(BitWidth(airllm::Bits::Source)),
-            "8" => Ok(BitWidth(airllm::Bits::Q8)),
-            "4" => Ok(BitWidth(airllm::Bits::Q4)),
-            _ => Err("expected 16 (the checkpoint's own precision), 8 or 4".to_owned()),
-        }
+        let known = std::iter::once(airllm::Bits::Source).chain(airllm::Bits::NARROW);
+        let mut known = known.filter(|bits| bits.width().to_string() == text);
+        let expected = "expected 16 (the checkpoint's own precision), 8, 6, 5, 4, 3 or 2";
+        known.next().map(BitWidth).ok_or_else(|| expected.to_owned())
     }
 }
 

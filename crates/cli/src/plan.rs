@@ -4,7 +4,7 @@ use crate::args::{Common, Plan};
 use crate::exit::Result;
 use crate::progress::Bars;
 use crate::{model, output};
-use airllm::{Bits, Cancel, Forecast, Size};
+use airllm::{Cancel, Forecast, Size};
 use std::sync::Arc;
 
 pub fn run(common: &Common, args: &Plan, cancel: &Cancel) -> Result<()> {
@@ -116,11 +116,7 @@ fn summary(forecast: &Forecast) -> String {
         lines.push(("repacked", line));
     }
     for other in &forecast.fewer_bits {
-        let bits = match other.bits {
-            Bits::Source => "16",
-            Bits::Q8 => "8",
-            Bits::Q4 => "4",
-        };
+        let bits = other.bits.width();
         let rate = 1.0 / other.seconds_per_token;
         lines.push((
             "fewer bits",

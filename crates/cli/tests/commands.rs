@@ -178,7 +178,11 @@ fn prepare_inspect_plan() {
     assert_eq!(plan["units"].as_array().unwrap().len(), plan["plan"]["pinned"].as_array().unwrap().len());
     assert!(plan["plan"]["ram"].as_u64().unwrap() <= 5_000_000);
     assert!(plan["tokens_per_s"].as_f64().unwrap() > 0.0);
-    assert_eq!(plan["fewer_bits"][0]["bits"], "q4");
+    let fewer = plan["fewer_bits"].as_array().unwrap();
+    // In rows this short, padding decides which of the narrow ones is the fastest.
+    for bits in ["q8", "q6", "q5", "q4", "q3", "q2"] {
+        assert!(fewer.iter().any(|other| other["bits"] == bits), "{bits}: {fewer:?}");
+    }
     // Planning prepares nothing.
     assert_eq!(place.json(&["cache", "list"])["entries"], serde_json::json!([]));
     let text = place.ok(&["plan", "-m", &model]);
@@ -240,7 +244,7 @@ fn tokenize_both_ways() {
 fn cache_is_listed_and_cleaned() {
     let place = Place::with_model();
     assert_eq!(place.ok(&["cache", "dir"]).trim(), place.path("home").to_str().unwrap());
-    for bits in ["16", "8", "4"] {
+    for bits in ["16", "8", "6", "5", "4", "3", "2"] {
         place.ok(&["prepare", "-m", &place.model(), "--bits", bits]);
     }
     let keys = || -> Vec<String> {
@@ -248,7 +252,7 @@ fn cache_is_listed_and_cleaned() {
         list["entries"].as_array().unwrap().iter().map(|e| e["key"].as_str().unwrap().to_owned()).collect()
     };
     let first = keys();
-    assert_eq!(first.len(), 3);
+    assert_eq!(first.len(), 7);
     // What an interrupted run leaves has no manifest; only that is cleaned without being named.
     fs::remove_file(place.path("home/shards").join(&first[0]).join("airllm.json")).unwrap();
     assert_eq!(place.ok(&["cache", "clean"]).trim(), first[0]);

@@ -252,7 +252,7 @@ fn command_lines() {
     for args in [
         &["generate", "-m", &model, "--ram", "much", "x"][..],
         &["generate", "-m", &model, "--threads", "0", "x"],
-        &["generate", "-m", &model, "--bits", "5", "x"],
+        &["generate", "-m", &model, "--bits", "7", "x"],
         &["generate", "-m", &model, "--input-ids", "1,x"],
         &["generate", "-m", &model, "--temperature=-1", "x"],
         &["generate", "-m", &model, "--top-p", "0", "x"],

@@ -77,17 +77,53 @@ pub enum Bits {
     Source,
     /// [`NumFormat::Q8`].
     Q8,
+    /// [`NumFormat::Q6`].
+    Q6,
+    /// [`NumFormat::Q5`].
+    Q5,
     /// [`NumFormat::Q4`].
     Q4,
+    /// [`NumFormat::Q3`].
+    Q3,
+    /// [`NumFormat::Q2`].
+    Q2,
 }
 
 impl Bits {
+    /// What weights can be rounded to, widest first.
+    pub const NARROW: [Bits; 6] = [Self::Q8, Self::Q6, Self::Q5, Self::Q4, Self::Q3, Self::Q2];
+
+    /// The format that matrices get; `None` where they keep their own.
+    pub const fn format(self) -> Option<NumFormat> {
+        match self {
+            Self::Source => None,
+            Self::Q8 => Some(NumFormat::Q8),
+            Self::Q6 => Some(NumFormat::Q6),
+            Self::Q5 => Some(NumFormat::Q5),
+            Self::Q4 => Some(NumFormat::Q4),
+            Self::Q3 => Some(NumFormat::Q3),
+            Self::Q2 => Some(NumFormat::Q2),
+        }
+    }
+
+    /// Bits of a code, 16 standing for the checkpoint's own numbers.
+    pub const fn width(self) -> u32 {
+        match self {
+            Self::Source => 16,
+            Self::Q8 => 8,
+            Self::Q6 => 6,
+            Self::Q5 => 5,
+            Self::Q4 => 4,
+            Self::Q3 => 3,
+            Self::Q2 => 2,
+        }
+    }
+
     /// The name in files.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::Source => "source",
-            Self::Q8 => "q8",
-            Self::Q4 => "q4",
+        match self.format() {
+            None => "source",
+            Some(format) => format.name(),
         }
     }
 }

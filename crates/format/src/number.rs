@@ -34,6 +34,9 @@ pub enum NumFormat {
     /// GGUF `Q6_K`: blocks of 256, 6.5625 bits per weight.
     #[serde(rename = "q6_k")]
     Q6K,
+    /// 6-bit codes in two planes, groups of 16 with a scale of four bits, one f16 for 256 weights: 6.3125 bits
+    /// per weight.
+    Q6,
     /// GGUF `Q5_1`: blocks of 32, 6 bits per weight.
     #[serde(rename = "q5_1")]
     Q5_1,
@@ -43,6 +46,8 @@ pub enum NumFormat {
     /// GGUF `Q5_K`: blocks of 256, 5.5 bits per weight.
     #[serde(rename = "q5_k")]
     Q5K,
+    /// As [`Q6`](Self::Q6) with 5-bit codes: 5.3125 bits per weight.
+    Q5,
     /// 4-bit codes with an integer zero point, groups of 32: holds 4-bit GPTQ and AWQ exactly. 5.25 bits per
     /// weight.
     A4,
@@ -66,9 +71,13 @@ pub enum NumFormat {
     /// GGUF `Q3_K`: blocks of 256, 3.4375 bits per weight.
     #[serde(rename = "q3_k")]
     Q3K,
+    /// As [`Q6`](Self::Q6) with 3-bit codes and signed scales: 3.3125 bits per weight.
+    Q3,
     /// GGUF `Q2_K`: blocks of 256, 2.625 bits per weight.
     #[serde(rename = "q2_k")]
     Q2K,
+    /// As [`Q3`](Self::Q3) with 2-bit codes, in one plane: 2.3125 bits per weight.
+    Q2,
 }
 
 /// How the bytes of a row are arranged.
@@ -85,13 +94,21 @@ pub enum Layout {
         /// Bytes of a group's zero point.
         zero: usize,
     },
+    /// `low bits ‖ high bits ‖ scales and scales of the scales`, each with zeros up to a multiple of 16: a
+    /// group has a scale of four bits, 16 groups share one f16.
+    Planes {
+        /// Bits of a code in the first plane.
+        low: usize,
+        /// Bits of a code in the second plane; 0 where there is none.
+        high: usize,
+    },
     /// Blocks that hold their own scales, this many bytes each, as GGUF files have them.
     Blocks(usize),
 }
 
 impl NumFormat {
     /// Every format, widest first.
-    pub const ALL: [NumFormat; 22] = [
+    pub const ALL: [NumFormat; 26] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -101,9 +118,11 @@ impl NumFormat {
         Self::F8,
         Self::I8,
         Self::Q6K,
+        Self::Q6,
         Self::Q5_1,
         Self::Q5_0,
         Self::Q5K,
+        Self::Q5,
         Self::A4,
         Self::Q4_1,
         Self::A4G64,
@@ -113,7 +132,9 @@ impl NumFormat {
         Self::Nf4,
         Self::A4G128,
         Self::Q3K,
+        Self::Q3,
         Self::Q2K,
+        Self::Q2,
     ];
 
     /// The name used in files and on the command line.
@@ -128,9 +149,11 @@ impl NumFormat {
             Self::F8 => "f8",
             Self::I8 => "i8",
             Self::Q6K => "q6_k",
+            Self::Q6 => "q6",
             Self::Q5_1 => "q5_1",
             Self::Q5_0 => "q5_0",
             Self::Q5K => "q5_k",
+            Self::Q5 => "q5",
             Self::A4 => "a4",
             Self::Q4_1 => "q4_1",
             Self::A4G64 => "a4g64",
@@ -140,7 +163,9 @@ impl NumFormat {
             Self::Nf4 => "nf4",
             Self::A4G128 => "a4g128",
             Self::Q3K => "q3_k",
+            Self::Q3 => "q3",
             Self::Q2K => "q2_k",
+            Self::Q2 => "q2",
         }
     }
 
@@ -150,6 +175,7 @@ impl NumFormat {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
             Self::I8 => usize::MAX,
+            Self::Q6 | Self::Q5 | Self::Q3 | Self::Q2 => 16,
             Self::Q8 | Self::A4G64 | Self::Nf4 => 64,
             Self::F8 | Self::A4G128 => 128,
             Self::A8 | Self::A4 | Self::Q4 => 32,
@@ -162,7 +188,7 @@ impl NumFormat {
     pub const fn multiple(self) -> usize {
         match self.layout() {
             Layout::Blocks(_) => self.group(),
-            Layout::Plain(_) | Layout::Sections { .. } => 1,
+            Layout::Plain(_) | Layout::Sections { .. } | Layout::Planes { .. } => 1,
         }
     }
 
@@ -177,6 +203,10 @@ impl NumFormat {
             Self::A4 | Self::A4G64 | Self::A4G128 => Layout::Sections { bits: 4, scale: 4, zero: 1 },
             Self::Q4 => Layout::Sections { bits: 4, scale: 2, zero: 0 },
             Self::Nf4 => Layout::Sections { bits: 4, scale: 4, zero: 0 },
+            Self::Q6 => Layout::Planes { low: 4, high: 2 },
+            Self::Q5 => Layout::Planes { low: 4, high: 1 },
+            Self::Q3 => Layout::Planes { low: 2, high: 1 },
+            Self::Q2 => Layout::Planes { low: 2, high: 0 },
             Self::Q8_0 => Layout::Blocks(34),
             Self::Q6K => Layout::Blocks(210),
             Self::Q5_1 => Layout::Blocks(24),
@@ -213,7 +243,7 @@ impl NumFormat {
     /// blocks, all of the row.
     ///
     /// A last group that is not full is padded with zero codes, so this is whole groups; where the group is
-    /// the row, the padding is up to a multiple of 32.
+    /// the row, or in planes, the padding is up to a multiple of 32.
     pub const fn code_bytes(self, cols: usize) -> usize {
         let padded = match self.group() {
             usize::MAX => cols.next_multiple_of(32),
@@ -222,6 +252,11 @@ impl NumFormat {
         match self.layout() {
             Layout::Plain(bytes) => padded * bytes,
             Layout::Sections { bits, .. } => padded / 8 * bits,
+            Layout::Planes { low, high } => {
+                // 32 columns are as many bytes as four times the bits of a code.
+                let steps = cols.div_ceil(32);
+                (4 * low * steps).next_multiple_of(16) + (4 * high * steps).next_multiple_of(16)
+            }
             Layout::Blocks(bytes) => self.groups(cols) * bytes,
         }
     }
@@ -229,12 +264,16 @@ impl NumFormat {
     /// Bytes of one row of `cols` weights, scales and padding included.
     ///
     /// Plain rows are exactly as in safetensors, rows of blocks exactly as in GGUF files. Other quantised
-    /// rows are `codes ‖ scales ‖ zero points ‖ zeros up to a multiple of 16`, so that every row of a 16-byte
-    /// aligned tensor starts 16-byte aligned.
+    /// rows are `codes ‖ scales ‖ zero points ‖ zeros up to a multiple of 16`, or planes of such sections, so
+    /// that every row of a 16-byte aligned tensor starts 16-byte aligned.
     pub const fn row_bytes(self, cols: usize) -> usize {
         let codes = self.code_bytes(cols);
         match self.layout() {
             Layout::Plain(_) | Layout::Blocks(_) => codes,
+            Layout::Planes { .. } => {
+                let (scales, halves) = (cols.div_ceil(32), 2 * cols.div_ceil(256));
+                codes + (scales.next_multiple_of(2) + halves).next_multiple_of(16)
+            }
             Layout::Sections { scale, zero, .. } => {
                 (codes + self.groups(cols) * (scale + zero)).next_multiple_of(16)
             }
@@ -244,7 +283,18 @@ impl NumFormat {
     /// True for formats that checkpoints come in and that nothing is rounded to here. They are kept as they
     /// are, whatever a tensor's precision floor.
     pub const fn is_foreign(self) -> bool {
-        !matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Q8 | Self::Q4)
+        !matches!(
+            self,
+            Self::F32
+                | Self::F16
+                | Self::Bf16
+                | Self::Q8
+                | Self::Q6
+                | Self::Q5
+                | Self::Q4
+                | Self::Q3
+                | Self::Q2
+        )
     }
 }
 
@@ -268,6 +318,12 @@ mod tests {
         assert_eq!(NumFormat::A4G128.row_bytes(256), 128 + 2 * 5 + 6);
         assert_eq!(NumFormat::I8.row_bytes(33), 64 + 4 + 12);
         assert_eq!(NumFormat::I8.row_bytes(0), 0);
+        assert_eq!(NumFormat::Q6.row_bytes(4096), 4096 * 101 / 128);
+        assert_eq!(NumFormat::Q5.row_bytes(4096), 4096 * 85 / 128);
+        assert_eq!(NumFormat::Q3.row_bytes(4096), 4096 * 53 / 128);
+        assert_eq!(NumFormat::Q2.row_bytes(4096), 4096 * 37 / 128);
+        assert_eq!(NumFormat::Q5.row_bytes(33), 32 + 16 + 16);
+        assert_eq!(NumFormat::Q2.row_bytes(0), 0);
         assert_eq!(NumFormat::Q4K.row_bytes(512), 288);
         assert_eq!(NumFormat::Q4K.multiple(), 256);
         assert_eq!((NumFormat::Q8_0.multiple(), NumFormat::Q8.multiple()), (32, 1));

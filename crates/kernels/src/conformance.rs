@@ -48,14 +48,14 @@ pub const fn bound(format: NumFormat) -> f64 {
         NumFormat::Q8 => 6e-5,
         NumFormat::F8 => 1e-3,
         NumFormat::I8 => 1.2e-4,
-        NumFormat::Q6K => 6e-4,
-        NumFormat::Q5_1 | NumFormat::Q5K => 2.5e-3,
+        NumFormat::Q6K | NumFormat::Q6 => 6e-4,
+        NumFormat::Q5_1 | NumFormat::Q5K | NumFormat::Q5 => 2.5e-3,
         NumFormat::Q5_0 => 3e-3,
         NumFormat::A4 | NumFormat::Q4 | NumFormat::Q4_0 | NumFormat::Q4_1 | NumFormat::Q4K => 1e-2,
         NumFormat::A4G64 | NumFormat::Nf4 => 1.3e-2,
         NumFormat::A4G128 => 1.5e-2,
-        NumFormat::Q3K => 4e-2,
-        NumFormat::Q2K => 1.6e-1,
+        NumFormat::Q3K | NumFormat::Q3 => 4e-2,
+        NumFormat::Q2K | NumFormat::Q2 => 1.6e-1,
         // A new format has to name its bound.
         _ => 0.0,
     }

@@ -341,5 +341,5 @@ fn units_and_pass_of_a_tied_model_with_all_biases() {
     assert_eq!(pass.last().unwrap(), &("head".into(), "head".into()));
     assert!(pass.iter().all(|(unit, _)| unit != "embed"), "its rows are only gathered");
     let floors: Vec<_> = untied.units()[1].tensors.iter().map(|t| t.floor).collect();
-    assert_eq!(floors[..2], [NumFormat::F32, NumFormat::Q4]);
+    assert_eq!(floors[..2], [NumFormat::F32, NumFormat::Q2]);
 }

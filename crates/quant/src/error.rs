@@ -78,6 +78,14 @@ pub enum Error {
         /// The largest that the format holds.
         limit: usize,
     },
+    /// An importance that errors cannot be weighed by.
+    #[error("importance {position} of the row is {value}; expected 0 or more, and finite")]
+    Importance {
+        /// Index in the row.
+        position: usize,
+        /// What was found.
+        value: f32,
+    },
     /// A format that rows cannot be made in this way.
     #[error("{format} rows cannot be made this way")]
     Unsupported {

@@ -22,8 +22,9 @@ pub(crate) fn q8(weights: &[f32; Q8]) -> (f16, [i8; Q8]) {
     (scale, weights.map(|w| (w / divisor).round_ties_even() as i8))
 }
 
-/// Codes 0 to 15 (zero is 8) and their scale, for finite weights of magnitude at most `7 · 65504`.
-pub(crate) fn q4(weights: &[f32; Q4]) -> (f16, [u8; Q4]) {
+/// Codes 0 to 15 (zero is 8) and their scale, for finite weights of magnitude at most `7 · 65504`, whose
+/// squared errors count as much as `importance` says.
+pub(crate) fn q4(weights: &[f32; Q4], importance: &[f32; Q4]) -> (f16, [u8; Q4]) {
     let largest = weights.iter().fold(0f32, |m, &w| if w.abs() > m.abs() { w } else { m });
     if largest == 0.0 {
         return (f16::ZERO, [8; Q4]);
@@ -34,11 +35,11 @@ pub(crate) fn q4(weights: &[f32; Q4]) -> (f16, [u8; Q4]) {
         for _ in 0..2 {
             let Some(stored) = stored_scale(scale) else { break };
             let codes = q4_codes(weights, stored.to_f32());
-            let error = squared_error(weights, &codes, stored.to_f32());
+            let error = squared_error(weights, importance, &codes, stored.to_f32());
             if error < best.0 {
                 best = (error, stored, codes);
             }
-            scale = least_squares(weights, &codes);
+            scale = least_squares(weights, importance, &codes);
         }
     }
     (best.1, best.2.map(|c| (c + 8) as u8))
@@ -60,16 +61,17 @@ fn q4_codes(weights: &[f32; Q4], scale: f32) -> [i8; Q4] {
     weights.map(|w| (w / scale).round_ties_even().clamp(-8.0, 7.0) as i8)
 }
 
-fn squared_error(weights: &[f32; Q4], codes: &[i8; Q4], scale: f32) -> f32 {
-    weights.iter().zip(codes).map(|(&w, &c)| (w - scale * f32::from(c)).powi(2)).sum()
+fn squared_error(weights: &[f32; Q4], importance: &[f32; Q4], codes: &[i8; Q4], scale: f32) -> f32 {
+    let each = weights.iter().zip(codes).zip(importance);
+    each.map(|((&w, &c), v)| v * (w - scale * f32::from(c)).powi(2)).sum()
 }
 
 /// The scale that brings `scale · codes` nearest to the weights; 0 where all codes are 0.
-fn least_squares(weights: &[f32; Q4], codes: &[i8; Q4]) -> f32 {
+fn least_squares(weights: &[f32; Q4], importance: &[f32; Q4], codes: &[i8; Q4]) -> f32 {
     let (mut cross, mut power) = (0f32, 0f32);
-    for (&w, &c) in weights.iter().zip(codes) {
-        cross += w * f32::from(c);
-        power += f32::from(c) * f32::from(c);
+    for ((&w, &c), v) in weights.iter().zip(codes).zip(importance) {
+        cross += v * (w * f32::from(c));
+        power += v * (f32::from(c) * f32::from(c));
     }
     if power == 0.0 { 0.0 } else { cross / power }
 }

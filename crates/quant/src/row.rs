@@ -1,6 +1,6 @@
 //! Packing and unpacking of one row.
 
-use crate::{Error, Result, affine, blocks, coded, groups, kquants};
+use crate::{Error, Result, affine, blocks, coded, groups, kquants, planes};
 use airllm_format::NumFormat;
 use half::{bf16, f16};
 
@@ -14,6 +14,40 @@ use half::{bf16, f16};
 /// [`Error::NotFinite`] for NaN and infinities, [`Error::TooLarge`] for weights beyond the format's range.
 /// After an error `row` holds anything.
 pub fn pack_row(format: NumFormat, weights: &[f32], row: &mut [u8]) -> Result<()> {
+    pack(format, weights, None, row)
+}
+
+/// Packs one row as [`pack_row`] does, but with the squared error of column `c` weighed by `importance[c]`,
+/// say the mean square of what the column is multiplied with.
+///
+/// Only the ratios matter: importance of 1 everywhere, or of 2, gives what [`pack_row`] gives. All zeros count
+/// as equal. It matters where scales are searched for by squared error, in `q6`, `q5`, `q4`, `q3` and `q2`.
+///
+/// # Errors
+///
+/// As [`pack_row`]; [`Error::Count`] for another number of importances than of weights,
+/// [`Error::Importance`] for one that is negative, infinite or NaN.
+pub fn pack_row_weighted(
+    format: NumFormat,
+    weights: &[f32],
+    importance: &[f32],
+    row: &mut [u8],
+) -> Result<()> {
+    check_count(format, weights.len(), "importances", weights.len(), importance.len())?;
+    if let Some(position) = importance.iter().position(|v| !v.is_finite() || *v < 0.0) {
+        return Err(Error::Importance { position, value: importance[position] });
+    }
+    let largest = importance.iter().fold(0f32, |m, &v| m.max(v));
+    if largest == 0.0 {
+        return pack_row(format, weights, row);
+    }
+    // At most 1, so that no sum of squares leaves the range of f32.
+    let importance: Vec<f32> = importance.iter().map(|v| v / largest).collect();
+    pack(format, weights, Some(&importance), row)
+}
+
+/// Packs a row; `importance` has as many numbers as there are weights.
+fn pack(format: NumFormat, weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) -> Result<()> {
     check_length(format, weights.len(), row.len())?;
     check_values(format, weights)?;
     match format {
@@ -33,7 +67,10 @@ pub fn pack_row(format: NumFormat, weights: &[f32], row: &mut [u8]) -> Result<()
             }
         }
         NumFormat::Q8 => pack_q8(weights, row),
-        NumFormat::Q4 => pack_q4(weights, row),
+        NumFormat::Q4 => pack_q4(weights, importance, row),
+        NumFormat::Q6 | NumFormat::Q5 | NumFormat::Q3 | NumFormat::Q2 => {
+            return planes::pack(format, weights, importance, row);
+        }
         NumFormat::A8 | NumFormat::A4 | NumFormat::A4G64 | NumFormat::A4G128 => {
             return affine::pack(format, weights, row);
         }
@@ -78,6 +115,9 @@ pub fn unpack_row(format: NumFormat, row: &[u8], weights: &mut [f32]) -> Result<
         }
         NumFormat::Q8 => unpack_q8(row, weights),
         NumFormat::Q4 => unpack_q4(row, weights),
+        NumFormat::Q6 | NumFormat::Q5 | NumFormat::Q3 | NumFormat::Q2 => {
+            return planes::unpack(format, row, weights);
+        }
         NumFormat::A8 | NumFormat::A4 | NumFormat::A4G64 | NumFormat::A4G128 => {
             return affine::unpack(format, row, weights);
         }
@@ -146,6 +186,10 @@ fn check_values(format: NumFormat, weights: &[f32]) -> Result<()> {
         NumFormat::Bf16 => bf16::MAX.to_f32(),
         NumFormat::Q8 | NumFormat::Q8_0 => 127.0 * HALF,
         NumFormat::Q4 => 7.0 * HALF,
+        NumFormat::Q6 => 31.0 * 15.0 * HALF,
+        NumFormat::Q5 => 15.0 * 15.0 * HALF,
+        NumFormat::Q3 => 3.0 * 7.0 * HALF,
+        NumFormat::Q2 => 7.0 * HALF,
         NumFormat::I8 => f32::MAX / 128.0,
         NumFormat::Q4_0 => 8.0 * HALF,
         NumFormat::Q5_0 => 16.0 * HALF,
@@ -189,14 +233,18 @@ fn unpack_q8(row: &[u8], weights: &mut [f32]) {
     }
 }
 
-fn pack_q4(weights: &[f32], row: &mut [u8]) {
+fn pack_q4(weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
     let (codes, scales) = row.split_at_mut(NumFormat::Q4.code_bytes(weights.len()));
     scales.fill(0);
     let groups = weights.chunks(groups::Q4).zip(codes.as_chunks_mut::<16>().0);
-    for ((weights, to), scale_to) in groups.zip(scales.chunks_exact_mut(2)) {
+    for (g, ((weights, to), scale_to)) in groups.zip(scales.chunks_exact_mut(2)).enumerate() {
         let mut padded = [0f32; groups::Q4];
         padded[..weights.len()].copy_from_slice(weights);
-        let (scale, codes) = groups::q4(&padded);
+        let mut by = [1f32; groups::Q4];
+        if let Some(importance) = importance {
+            by[..weights.len()].copy_from_slice(&importance[g * groups::Q4..][..weights.len()]);
+        }
+        let (scale, codes) = groups::q4(&padded, &by);
         for (j, to) in to.iter_mut().enumerate() {
             *to = codes[j] | codes[j + 16] << 4;
         }

@@ -3,9 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "what fails here is the test")]
 
 use airllm_format::NumFormat;
-use airllm_quant::{Error, loss, nmse, pack_row, unpack_row};
+use airllm_quant::{Error, loss, nmse, pack_row, pack_row_weighted, unpack_row};
 use half::f16;
 use proptest::prelude::*;
+
+/// Formats in planes, and the code that stands for zero.
+const PLANES: [(NumFormat, f32); 4] =
+    [(NumFormat::Q6, 32.0), (NumFormat::Q5, 16.0), (NumFormat::Q3, 4.0), (NumFormat::Q2, 2.0)];
 
 fn pack(format: NumFormat, weights: &[f32]) -> Vec<u8> {
     // Filled, so that bytes left unwritten would show.
@@ -102,6 +106,33 @@ proptest! {
     }
 
     #[test]
+    fn planes_are_hardly_worse_than_symmetric_rounding(weights in weights()) {
+        for (format, zero) in PLANES {
+            let back = round_trip(format, &weights);
+            for (block, back) in weights.chunks(256).zip(back.chunks(256)) {
+                // As for q4, over all that shares an f16; a group's scale may be a little too coarse.
+                let half_step = largest(block) / (2.0 * (zero - 1.0)) * 1.25 + 15.0 * zero * 2f32.powi(-25);
+                let half_step = f64::from(half_step);
+                let error: f64 = block.iter().zip(back).map(|(w, b)| f64::from(w - b).powi(2)).sum();
+                prop_assert!(error <= half_step * half_step * block.len() as f64, "{format} {error} {half_step}");
+            }
+        }
+    }
+
+    #[test]
+    fn equal_importance_changes_nothing(weights in weights(), importance in 1e-20f32..1e20) {
+        for format in NumFormat::ALL {
+            let mut weights = weights.clone();
+            weights.resize(whole(format, weights.len()), 0.0);
+            for importance in [importance, 0.0] {
+                let mut row = vec![0xa5; format.row_bytes(weights.len())];
+                pack_row_weighted(format, &weights, &vec![importance; weights.len()], &mut row).unwrap();
+                prop_assert_eq!(&row, &pack(format, &weights), "{}", format);
+            }
+        }
+    }
+
+    #[test]
     fn packing_again_changes_little(weights in weights()) {
         for format in [NumFormat::F32, NumFormat::F16, NumFormat::Bf16] {
             prop_assert_eq!(loss(format, &round_trip(format, &weights)).unwrap(), 0.0);
@@ -109,6 +140,10 @@ proptest! {
         // But for the rounding of a scale.
         prop_assert!(loss(NumFormat::Q8, &round_trip(NumFormat::Q8, &weights)).unwrap() < 1e-4);
         prop_assert!(loss(NumFormat::Q4, &round_trip(NumFormat::Q4, &weights)).unwrap() < 2e-3);
+        for (format, _) in PLANES {
+            let again = loss(format, &round_trip(format, &weights)).unwrap();
+            prop_assert!(again < 1e-2, "{format}: {again}");
+        }
     }
 
     #[test]
@@ -184,6 +219,80 @@ fn q4_bytes() {
 }
 
 #[test]
+fn plane_bytes() {
+    // One step whose weights are codes times a scale that can be stored; another of eight zeros.
+    let row = |format, code: fn(usize) -> f32, scales: [f32; 2]| {
+        let mut weights: Vec<f32> = (0..32).map(|c| scales[c / 16] * code(c)).collect();
+        weights.resize(40, 0.0);
+        let row = pack(format, &weights);
+        assert_eq!(unpack(format, &row, 40), weights);
+        row
+    };
+    let zeros = |bytes: &[u8]| bytes.iter().all(|&b| b == 0);
+
+    // −32 to −17, then 16 to 31.
+    let q6 = row(NumFormat::Q6, |c| c as f32 - if c < 16 { 32.0 } else { 0.0 }, [15.0; 2]);
+    assert_eq!(q6.len(), 32 + 16 + 16);
+    assert!(q6[..16].iter().enumerate().all(|(j, &byte)| byte == (j | j << 4) as u8));
+    assert!(zeros(&q6[16..32]) && q6[32..40] == [0xf0; 8] && q6[40..48] == [0xaa; 8]);
+    assert!(q6[48..50] == [0xff, 0]);
+    assert!(q6[50..52] == f16::ONE.to_le_bytes() && zeros(&q6[52..]));
+
+    let q5 = row(NumFormat::Q5, |c| c as f32 - 16.0, [15.0; 2]);
+    assert_eq!(q5.len(), 32 + 16 + 16);
+    assert!(q5[..16].iter().enumerate().all(|(j, &byte)| byte == (j | j << 4) as u8));
+    assert!(zeros(&q5[16..32]) && q5[32..40] == [0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
+    assert!(zeros(&q5[40..48]) && q5[48..50] == [0xff, 0]);
+    assert!(q5[50..52] == f16::ONE.to_le_bytes() && zeros(&q5[52..]));
+
+    // Scales of −8 and 7 times −1/8; those of zeros are 0.
+    let q3 = row(NumFormat::Q3, |c| (c % 8) as f32 - 4.0, [1.0, -0.875]);
+    assert_eq!(q3.len(), 16 + 16 + 16);
+    assert_eq!(q3[..8], [0, 0x55, 0xaa, 0xff, 0, 0x55, 0xaa, 0xff]);
+    assert!(zeros(&q3[8..16]) && q3[16..20] == [0xf0; 4] && q3[20..24] == [0xff; 4] && zeros(&q3[24..32]));
+    assert!(q3[32..34] == [0xf0, 0x88]);
+    assert!(q3[34..36] == f16::from_f32(-0.125).to_le_bytes() && zeros(&q3[36..]));
+
+    let q2 = row(NumFormat::Q2, |c| (c % 4) as f32 - 2.0, [1.0, -0.875]);
+    assert_eq!(q2.len(), 16 + 16);
+    assert_eq!(q2[..8], [0, 0x55, 0xaa, 0xff, 0, 0x55, 0xaa, 0xff]);
+    assert!(q2[8..16] == [0xaa; 8] && q2[16..18] == [0xf0, 0x88]);
+    assert!(q2[18..20] == f16::from_f32(-0.125).to_le_bytes() && zeros(&q2[20..]));
+}
+
+#[test]
+fn importance_moves_the_error_away() {
+    let weights = normal(1 << 14);
+    // Columns differ by up to a thousand times, without a pattern that groups could have.
+    let importance: Vec<f32> =
+        (0..weights.len()).map(|c| 10f32.powf(3.0 * (c as f32 * 0.618).fract())).collect();
+    for format in [NumFormat::Q6, NumFormat::Q5, NumFormat::Q4, NumFormat::Q3, NumFormat::Q2] {
+        let mut row = vec![0; format.row_bytes(weights.len())];
+        pack_row_weighted(format, &weights, &importance, &mut row).unwrap();
+        let weighted = |back: &[f32]| -> f64 {
+            let each = weights.iter().zip(back).zip(&importance);
+            each.map(|((w, b), v)| f64::from(v * (w - b) * (w - b))).sum()
+        };
+        let (with, without) =
+            (weighted(&unpack(format, &row, weights.len())), weighted(&round_trip(format, &weights)));
+        assert!(with < 0.9 * without, "{format}: {with} of {without}");
+    }
+}
+
+#[test]
+fn bad_importance_is_named() {
+    let pack = |importance: &[f32]| {
+        pack_row_weighted(NumFormat::Q3, &[1.0; 3], importance, &mut vec![0; NumFormat::Q3.row_bytes(3)])
+    };
+    let refused = Error::Count { format: NumFormat::Q3, cols: 3, what: "importances", expected: 3, found: 2 };
+    assert_eq!(pack(&[1.0; 2]), Err(refused));
+    assert_eq!(pack(&[1.0, 0.0, -1.0]), Err(Error::Importance { position: 2, value: -1.0 }));
+    for bad in [f32::NAN, f32::INFINITY] {
+        assert!(matches!(pack(&[1.0, bad, 1.0]), Err(Error::Importance { position: 1, .. })));
+    }
+}
+
+#[test]
 fn zeros_stay_zeros() {
     for format in NumFormat::ALL {
         let zeros = vec![0.0; whole(format, 100)];
@@ -194,7 +303,7 @@ fn zeros_stay_zeros() {
 
 #[test]
 fn tiny_groups_do_not_vanish() {
-    for format in [NumFormat::Q8, NumFormat::Q4] {
+    for format in [NumFormat::Q8, NumFormat::Q4].into_iter().chain(PLANES.map(|(format, _)| format)) {
         // One f16 step is 2^-24 = 6e-8.
         let back = round_trip(format, &[4e-8; 64]);
         assert!(back.iter().all(|&b| b > 0.0), "{format} {back:?}");
@@ -261,9 +370,11 @@ fn documented_errors() {
         (NumFormat::F8, 6.62e-4),
         (NumFormat::I8, 7.45e-5),
         (NumFormat::Q6K, 3.52e-4),
+        (NumFormat::Q6, 3.69e-4),
         (NumFormat::Q5_1, 1.43e-3),
         (NumFormat::Q5_0, 1.82e-3),
         (NumFormat::Q5K, 1.46e-3),
+        (NumFormat::Q5, 1.47e-3),
         (NumFormat::A4, 6.52e-3),
         (NumFormat::Q4_1, 6.13e-3),
         (NumFormat::A4G64, 8.29e-3),
@@ -273,7 +384,9 @@ fn documented_errors() {
         (NumFormat::Nf4, 8.46e-3),
         (NumFormat::A4G128, 1.01e-2),
         (NumFormat::Q3K, 2.40e-2),
+        (NumFormat::Q3, 2.20e-2),
         (NumFormat::Q2K, 1.08e-1),
+        (NumFormat::Q2, 9.23e-2),
     ] {
         let back: Vec<f32> = weights.chunks(4096).flat_map(|w| round_trip(format, w)).collect();
         let found = nmse(&weights, &back);

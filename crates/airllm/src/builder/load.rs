@@ -86,10 +86,8 @@ impl Builder {
         if live {
             forecast.repacked = repacked(&forecast, &catalog, files.len());
         }
-        let fewer: Result<Vec<(Bits, Catalog)>> = [Bits::Q8, Bits::Q4]
-            .into_iter()
-            .map(|bits| Ok((bits, checkpoint.catalog(Some(bits))?)))
-            .collect();
+        let fewer: Result<Vec<(Bits, Catalog)>> =
+            Bits::NARROW.into_iter().map(|bits| Ok((bits, checkpoint.catalog(Some(bits))?))).collect();
         forecast.fewer_bits = alternatives(&forecast, checkpoint.config(), fewer?, &want);
         Ok(forecast)
     }

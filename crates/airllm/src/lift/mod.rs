@@ -123,10 +123,9 @@ impl ShardPlan {
 /// The format that rows get which are `from` now: what the recipe asks for, but never narrower than the
 /// tensor's floor, and as it is where it has no more bits than asked for; vectors always in f32.
 pub(crate) fn choose(from: NumFormat, floor: NumFormat, bits: Bits) -> NumFormat {
-    let (wanted, most) = match bits {
-        Bits::Source => (from, usize::MAX),
-        Bits::Q8 => (NumFormat::Q8, 8),
-        Bits::Q4 => (NumFormat::Q4, 4),
+    let (wanted, most) = match bits.format() {
+        None => (from, usize::MAX),
+        Some(format) => (format, code_bits(format)),
     };
     match floor {
         NumFormat::F32 => NumFormat::F32,
@@ -143,10 +142,10 @@ fn code_bits(format: NumFormat) -> usize {
         F32 => 32,
         F16 | Bf16 => 16,
         A8 | Q8_0 | Q8 | F8 | I8 => 8,
-        Q6K => 6,
-        Q5_1 | Q5_0 | Q5K => 5,
-        Q3K => 3,
-        Q2K => 2,
+        Q6K | Q6 => 6,
+        Q5_1 | Q5_0 | Q5K | Q5 => 5,
+        Q3K | Q3 => 3,
+        Q2K | Q2 => 2,
         _ => 4,
     }
 }

@@ -77,6 +77,11 @@ fn scales(format: NumFormat, cols: usize, group: usize) -> Vec<(usize, usize)> {
     match format.layout() {
         Layout::Plain(bytes) => vec![(group * bytes, bytes)],
         Layout::Sections { scale, .. } => vec![(format.code_bytes(cols) + group * scale, scale)],
+        // Of sixteen groups.
+        Layout::Planes { .. } => {
+            let scales = cols.div_ceil(32).next_multiple_of(2);
+            vec![(format.code_bytes(cols) + scales + group / 16 * 2, 2)]
+        }
         Layout::Blocks(bytes) => {
             let halves: &[usize] = match format {
                 NumFormat::Q6K => &[208],

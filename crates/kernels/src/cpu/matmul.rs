@@ -146,7 +146,7 @@ fn dots<S: Simd, P: Packed, const R: usize>(
         ahead += pace;
         let mut heads = [P::NO_HEAD; R];
         for r in 0..R {
-            heads[r] = P::head(simd, &blocks[r][i]);
+            heads[r] = P::head(simd, &blocks[r][i], rows[r].high, i);
         }
         for part in 0..P::PARTS {
             let x = &steps_of_x[i * P::PARTS + part];
@@ -259,14 +259,15 @@ impl<P: Packed> Job for Widen<'_, P> {
         let (whole, rest) = wide.as_chunks_mut::<4>();
         if P::PARTS == 1 {
             for (i, (wide, block)) in whole.iter_mut().zip(blocks).enumerate() {
-                let vectors = P::widen(simd, block, &P::NO_HEAD, 0, scale::<P>(scales, i));
+                let head = P::head(simd, block, row.high, first + i);
+                let vectors = P::widen(simd, block, &head, 0, scale::<P>(scales, i));
                 for v in 0..4 {
                     simd.store(vectors[v], &mut wide[v]);
                 }
             }
         } else {
             for (wide, block) in whole.chunks_mut(P::PARTS).zip(blocks) {
-                let head = P::head(simd, block);
+                let head = P::head(simd, block, row.high, 0);
                 for (part, wide) in wide.iter_mut().enumerate() {
                     let vectors = P::widen(simd, block, &head, part, NO_SCALE);
                     for v in 0..4 {

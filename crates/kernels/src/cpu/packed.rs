@@ -7,10 +7,12 @@
 
 mod blocks;
 mod kquants;
+mod planes;
 mod sections;
 
 pub(crate) use blocks::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use kquants::{Q2K, Q3K, Q4K, Q5K, Q6K};
+pub(crate) use planes::{Q2, Q3, Q5, Q6};
 pub(crate) use sections::{A4, A4G64, A4G128, A8, F8, I8, Nf4, Q4, Q8};
 
 use super::simd::{Eight, Simd};
@@ -20,14 +22,28 @@ use airllm_format::{Layout, NumFormat};
 pub(crate) const STEP: usize = 32;
 
 /// How a format packs its weights: in blocks of `PARTS` steps, whose parameters lie in the block, after
-/// the codes of the row, or nowhere.
+/// the codes of the row, or nowhere. Further bits of the codes may lie in a second plane.
 pub(crate) trait Packed: Copy + Send + Sync + 'static {
     const FORMAT: NumFormat;
     // Constants, because the format's functions may be calls in code that has no time for calls.
-    const GROUP: usize = Self::FORMAT.group();
+    /// Columns that share what lies after the codes.
+    const GROUP: usize = if Self::PLANES { STEP } else { Self::FORMAT.group() };
+    /// Whether the row is in planes: a byte of two scales for each step, and an f16 for eight of them.
+    const PLANES: bool = matches!(Self::FORMAT.layout(), Layout::Planes { .. });
+    /// Bytes of a step in the second plane.
+    const HIGH: usize = match Self::FORMAT.layout() {
+        Layout::Planes { high, .. } => STEP / 8 * high,
+        _ => 0,
+    };
+    /// What is taken from a stored scale of four bits.
+    const BIAS: f32 = match Self::FORMAT.layout() {
+        Layout::Planes { low, high } if low + high < 4 => 8.0,
+        _ => 0.0,
+    };
     /// Bytes of a group's scale after the codes; 0 where none lies there.
     const SCALE: usize = match Self::FORMAT.layout() {
         Layout::Sections { scale, .. } => scale,
+        Layout::Planes { .. } => 1,
         _ => 0,
     };
     /// Bytes of a group's zero point after the scales.
@@ -35,6 +51,8 @@ pub(crate) trait Packed: Copy + Send + Sync + 'static {
         Layout::Sections { zero, .. } => zero,
         _ => 0,
     };
+    /// Whether a group has a second number, a zero point or the scale of its second half.
+    const TWO: bool = Self::ZERO > 0 || Self::PLANES;
     /// Codes of a row are padded to a multiple of this many.
     const PAD: usize = if Self::GROUP == usize::MAX { STEP } else { Self::GROUP };
     /// Steps that share a scale.
@@ -49,8 +67,8 @@ pub(crate) trait Packed: Copy + Send + Sync + 'static {
     const NO_HEAD: Self::Head;
     /// The whole blocks at the start of `codes`.
     fn blocks(codes: &[u8]) -> &[Self::Block];
-    /// What the steps of a block share.
-    fn head<S: Simd>(simd: S, block: &Self::Block) -> Self::Head;
+    /// What the steps of a block share, or what the second plane has for step `step`.
+    fn head<S: Simd>(simd: S, block: &Self::Block, high: &[u8], step: usize) -> Self::Head;
     /// 32 weights: step `part` of the block.
     fn widen<S: Simd>(
         simd: S,
@@ -61,7 +79,8 @@ pub(crate) trait Packed: Copy + Send + Sync + 'static {
     ) -> [S::V; 4];
 }
 
-/// The parameters of a group that lie after the codes. 1 and 0 where the format has none there.
+/// The parameters of a group that lie after the codes. 1 and 0 where the format has none there. Where a step
+/// has two scales, `zero` is the second.
 #[derive(Clone, Copy)]
 pub(crate) struct Scale {
     pub(crate) scale: f32,
@@ -89,7 +108,7 @@ macro_rules! packed {
             }
 
             #[inline(always)]
-            fn head<S: Simd>(_: S, _: &Self::Block) {}
+            fn head<S: Simd>(_: S, _: &Self::Block, _: &[u8], _: usize) {}
 
             #[inline(always)]
             fn widen<S: Simd>($simd: S, $block: &Self::Block, (): &(), _: usize, $scale: Scale) -> [S::V; 4] {
@@ -120,9 +139,11 @@ pub(crate) struct Row<'a, P: Packed> {
     pub(crate) blocks: &'a [P::Block],
     /// The rest of the codes: less than a step of plain numbers, the last group's rest of quantised.
     rest: &'a [u8],
+    /// The second plane.
+    pub(crate) high: &'a [u8],
     /// Bytes of scales, `P::SCALE` a group.
     scales: &'a [u8],
-    /// Bytes of zero points, `P::ZERO` a group.
+    /// Bytes of zero points, `P::ZERO` a group, or what the scales of planes are multiples of.
     zeros: &'a [u8],
     cols: usize,
 }
@@ -133,23 +154,44 @@ impl<'a, P: Packed> Row<'a, P> {
     pub(crate) fn new(bytes: &'a [u8], cols: usize) -> Self {
         let per_block = STEP * P::PARTS;
         let code_bytes = cols.div_ceil(P::PAD) * P::PAD * size_of::<P::Block>() / per_block;
-        let (codes, scales) = bytes.split_at(code_bytes.min(bytes.len()));
+        let aligned = |bytes: usize| if P::PLANES { bytes.next_multiple_of(16) } else { bytes };
+        let (codes, scales) = bytes.split_at(aligned(code_bytes).min(bytes.len()));
+        let (high, scales) = match P::HIGH {
+            0 => (&[][..], scales),
+            high => scales.split_at(aligned(cols.div_ceil(STEP) * high).min(scales.len())),
+        };
         let whole = (cols / per_block * size_of::<P::Block>()).min(codes.len());
         let (blocks, rest) = codes.split_at(whole);
         let (scales, zeros) = match P::SCALE {
             0 => (&[][..], &[][..]),
+            // Eight scales are read at once, at the end some of what follows them with them.
+            _ if P::PLANES => {
+                let halves = cols.div_ceil(STEP).next_multiple_of(2);
+                (scales, scales.get(halves..).unwrap_or(&[]))
+            }
             scale => scales.split_at((cols.div_ceil(P::GROUP) * scale).min(scales.len())),
         };
-        Row { blocks: P::blocks(blocks), rest, scales, zeros, cols }
+        Row { blocks: P::blocks(blocks), rest, high, scales, zeros, cols }
     }
 
     /// Widens the parameters of the groups to f32, from the group of step `first` on: scales into the first
-    /// half of `to` and zero points into the second, or scales alone where the format has no zero points.
+    /// half of `to` and zero points, or scales of second halves, into the second; scales alone where the format
+    /// has neither. For planes, `first` is a multiple of eight.
     #[inline(always)]
     pub(crate) fn scales<S: Simd>(&self, simd: S, first: usize, to: &mut [Eight]) {
         let first = first / P::STEPS;
         let scales = self.scales.get(first * P::SCALE..).unwrap_or(&[]);
-        let (to, zeros_to) = to.split_at_mut(if P::ZERO > 0 { to.len() / 2 } else { to.len() });
+        let (to, zeros_to) = to.split_at_mut(if P::TWO { to.len() / 2 } else { to.len() });
+        if P::PLANES {
+            let halves = self.zeros.as_chunks::<2>().0.get(first / 8..).unwrap_or(&[]);
+            let (bias, eights) = (simd.splat(P::BIAS), scales.as_chunks::<8>().0);
+            for ((to, other), (eight, d)) in to.iter_mut().zip(zeros_to).zip(eights.iter().zip(halves)) {
+                let (d, (a, b)) = (simd.splat_f16(*d), simd.load_nibbles(eight));
+                simd.store(simd.mul(simd.sub(a, bias), d), to);
+                simd.store(simd.mul(simd.sub(b, bias), d), other);
+            }
+            return;
+        }
         if P::SCALE == 2 {
             let (whole, rest) = scales.as_chunks::<16>();
             for (to, from) in to.iter_mut().zip(whole) {
@@ -183,7 +225,8 @@ impl<'a, P: Packed> Row<'a, P> {
         let there = self.rest.len().min(block.as_ref().len());
         block.as_mut()[..there].copy_from_slice(&self.rest[..there]);
         let mut wide = [[0f32; 8]; 4];
-        let vectors = P::widen(simd, &block, &P::NO_HEAD, 0, scale);
+        let head = P::head(simd, &block, self.high, self.cols / STEP);
+        let vectors = P::widen(simd, &block, &head, 0, scale);
         for v in 0..4 {
             simd.store(vectors[v], &mut wide[v]);
         }
@@ -195,7 +238,7 @@ impl<'a, P: Packed> Row<'a, P> {
 /// Vectors that hold the scales and zero points of a row of `cols` columns.
 pub(crate) const fn scale_vectors<P: Packed>(cols: usize) -> usize {
     let vectors = if P::SCALE > 0 { cols.div_ceil(P::GROUP).div_ceil(8) } else { 0 };
-    if P::ZERO > 0 { 2 * vectors } else { vectors }
+    if P::TWO { 2 * vectors } else { vectors }
 }
 
 /// The parameters of a step, from what [`Row::scales`] gave.
@@ -205,7 +248,7 @@ pub(crate) fn scale<P: Packed>(scales: &[Eight], step: usize) -> Scale {
         return NO_SCALE;
     }
     let at = step / P::STEPS;
-    if P::ZERO == 0 {
+    if !P::TWO {
         return Scale { scale: scales.as_flattened()[at], zero: 0.0 };
     }
     let (scales, zeros) = scales.split_at(scales.len() / 2);

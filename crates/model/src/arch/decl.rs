@@ -91,10 +91,10 @@ impl Part {
     }
 }
 
-/// A matrix that is always there and may be stored in as few as four bits.
+/// A matrix that is always there and may be stored in as few as two bits.
 pub const fn matrix(role: Role, hf: &'static str, rows: Dim, cols: Dim) -> Decl {
     let (part, fold) = (Part::WHOLE, Fold::None);
-    Decl { role, hf, shape: Shape::Matrix(rows, cols), part, fold, when: When::Always, floor: NumFormat::Q4 }
+    Decl { role, hf, shape: Shape::Matrix(rows, cols), part, fold, when: When::Always, floor: NumFormat::Q2 }
 }
 
 /// A vector that is always there. Norms and biases are small and everything passes through them, so

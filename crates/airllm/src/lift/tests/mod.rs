@@ -151,6 +151,14 @@ fn formats() {
     for from in [A8, F8, I8, Q6K, Q5_0] {
         assert_eq!(choose(from, Q4, Bits::Q4), Q4);
     }
+    for (bits, wanted) in [(Bits::Q6, Q6), (Bits::Q5, Q5), (Bits::Q3, Q3), (Bits::Q2, Q2)] {
+        assert_eq!(choose(Bf16, Q2, bits), wanted);
+        assert_eq!(choose(Bf16, Q8, bits), Q8);
+        assert_eq!(choose(wanted, Q2, bits), wanted);
+        assert_eq!(choose(Q2, Q2, bits), Q2);
+    }
+    assert_eq!(choose(Q5_1, Q2, Bits::Q6), Q5_1);
+    assert_eq!(choose(Q4K, Q2, Bits::Q3), Q3);
     assert_eq!(choose(A8, Q8, Bits::Q4), Q8);
     assert_eq!(choose(Q6K, Q8, Bits::Q4), Q6K);
 }

@@ -57,7 +57,7 @@ macro_rules! kquant {
             }
 
             #[inline(always)]
-            fn head<S: Simd>($simd: S, $block: &Self::Block) -> Head {
+            fn head<S: Simd>($simd: S, $block: &Self::Block, _: &[u8], _: usize) -> Head {
                 $head
             }
 

@@ -250,6 +250,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn pairs(self, from: &[u8; 8]) -> __m256i {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            // Bits of the neighbour come in above and are masked.
+            let all = _mm256_set1_epi64x(i64::from_le_bytes(*from));
+            let shifted = _mm256_srlv_epi64(all, _mm256_set_epi64x(6, 4, 2, 0));
+            _mm256_and_si256(shifted, _mm256_set1_epi8(3))
+        }
+    }
+
+    #[inline(always)]
     fn spread(self, bits: u32, value: u8) -> __m256i {
         // SAFETY: `self` proves AVX2.
         unsafe {

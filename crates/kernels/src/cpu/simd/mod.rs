@@ -80,6 +80,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn load_bytes(self, from: &[u8; 32]) -> Self::Bytes;
     /// The low four bits of each byte, then the high four bits of each.
     fn nibbles(self, from: &[u8; 16]) -> Self::Bytes;
+    /// Bits 0 and 1 of each byte, then bits 2 and 3 of each, then 4 and 5, then 6 and 7.
+    fn pairs(self, from: &[u8; 8]) -> Self::Bytes;
     /// `value` in byte `i` where bit `i` is set, 0 in the others.
     fn spread(self, bits: u32, value: u8) -> Self::Bytes;
     /// Each byte shifted right by up to 7 bits, then masked. `mask` must have no bit that the shift empties.

@@ -148,6 +148,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn pairs(self, from: &[u8; 8]) -> [u8; 32] {
+        std::array::from_fn(|i| from[i % 8] >> (i / 8 * 2) & 3)
+    }
+
+    #[inline(always)]
     fn spread(self, bits: u32, value: u8) -> [u8; 32] {
         std::array::from_fn(|i| (bits >> i & 1) as u8 * value)
     }
