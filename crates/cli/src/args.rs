@@ -120,6 +120,17 @@ pub struct Adapters {
     pub adapter: Vec<PathBuf>,
 }
 
+/// Everything that a command which runs a model lets one choose about it.
+#[derive(Debug, Args, Clone)]
+pub struct Running {
+    #[command(flatten)]
+    pub weights: Weights,
+    #[command(flatten)]
+    pub adapters: Adapters,
+    #[command(flatten)]
+    pub tuning: Tuning,
+}
+
 /// The shape of the stream. The results are the same whatever it is.
 #[derive(Debug, Args, Clone)]
 #[command(next_help_heading = "Tuning (changes speed, never results)")]
@@ -165,11 +176,7 @@ pub struct Generate {
     #[arg(long)]
     pub timeline: bool,
     #[command(flatten)]
-    pub weights: Weights,
-    #[command(flatten)]
-    pub adapters: Adapters,
-    #[command(flatten)]
-    pub tuning: Tuning,
+    pub running: Running,
 }
 
 /// Lines are messages; one that ends in \\ goes on in the next, and """ begins and ends one of many lines.
@@ -188,11 +195,7 @@ pub struct Chat {
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
     #[command(flatten)]
-    pub weights: Weights,
-    #[command(flatten)]
-    pub adapters: Adapters,
-    #[command(flatten)]
-    pub tuning: Tuning,
+    pub running: Running,
 }
 
 #[derive(Debug, Args)]
@@ -265,11 +268,7 @@ pub struct Plan {
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
     #[command(flatten)]
-    pub weights: Weights,
-    #[command(flatten)]
-    pub adapters: Adapters,
-    #[command(flatten)]
-    pub tuning: Tuning,
+    pub running: Running,
 }
 
 #[derive(Debug, Args)]
@@ -284,11 +283,7 @@ pub struct Logits {
     #[arg(long)]
     pub hidden: bool,
     #[command(flatten)]
-    pub weights: Weights,
-    #[command(flatten)]
-    pub adapters: Adapters,
-    #[command(flatten)]
-    pub tuning: Tuning,
+    pub running: Running,
 }
 
 /// Perplexity with its standard error and bits per byte; with --reference also the KL divergence of the
@@ -317,11 +312,7 @@ pub struct Eval {
     #[arg(long, value_name = "N")]
     pub chunks: Option<usize>,
     #[command(flatten)]
-    pub weights: Weights,
-    #[command(flatten)]
-    pub adapters: Adapters,
-    #[command(flatten)]
-    pub tuning: Tuning,
+    pub running: Running,
 }
 
 #[derive(Debug, Args)]

@@ -48,8 +48,7 @@ pub fn run(common: &Common, args: &Generate, cancel: &Cancel) -> Result<()> {
     options.validate()?;
     let bars = Arc::new(Bars::new());
     let mut builder = model::builder(common, cancel, &bars);
-    builder = model::tuning(model::weights(builder, &args.weights), &args.tuning);
-    builder = model::adapters(builder, &args.adapters);
+    builder = model::running(builder, &args.running);
     builder = builder.timeline(args.timeline || args.trace.is_some());
     if let Some(context) = args.context {
         builder = builder.context(context);

@@ -17,8 +17,7 @@ pub fn run(common: &Common, args: &Logits, cancel: &Cancel) -> Result<()> {
     }
     let bars = Arc::new(Bars::new());
     let mut builder = model::builder(common, cancel, &bars);
-    builder = model::tuning(model::weights(builder, &args.weights), &args.tuning);
-    builder = model::adapters(builder, &args.adapters);
+    builder = model::running(builder, &args.running);
     let checkpoint = model::find(&builder, common, None)?;
     let limit = builder.limit(&checkpoint).unwrap_or(usize::MAX);
     if ids.len() > limit {

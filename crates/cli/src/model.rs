@@ -1,6 +1,6 @@
 //! From the common options to a model.
 
-use crate::args::{Adapters, Common, Tuning, Weights};
+use crate::args::{Adapters, Common, Running, Tuning, Weights};
 use crate::demo;
 use crate::exit::{Result, usage};
 use crate::progress::Bars;
@@ -29,6 +29,11 @@ pub fn weights(mut builder: Builder, args: &Weights) -> Builder {
         builder = builder.revision(revision);
     }
     builder.offline(args.offline)
+}
+
+/// Adds all that can be chosen about a model that runs.
+pub fn running(builder: Builder, args: &Running) -> Builder {
+    tuning(adapters(weights(builder, &args.weights), &args.adapters), &args.tuning)
 }
 
 /// Adds what is added to the weights.

@@ -6,6 +6,7 @@ use crate::route::{Routed, route};
 use crate::scratch::Scratch;
 use crate::{Bound, Error, Latent, Moe, Result, Span};
 use airllm_kernels::{Attend, Columns, Ops, Place, Rope};
+use airllm_stream::{Pipeline, Rows, TensorId};
 
 impl<D: Ops> Pass<'_, '_, D> {
     pub(super) fn attention(
@@ -227,23 +228,8 @@ impl<D: Ops> Pass<'_, '_, D> {
         x: &D::Buf,
         y: &mut D::Buf,
     ) -> Result<()> {
-        let device = self.device;
         let w = *self.expert(layer, expert, role)?;
-        let ordered = &mut *self.ordered;
-        if let Some(order) = w.order {
-            self.weights.demand(order, |stripe| -> Result<()> {
-                Ok(device.reorder(x, stripe.data, n, w.cols, ordered)?)
-            })?;
-        }
-        let input = if w.order.is_some() { &*ordered } else { x };
-        self.weights.demand(w.id, |stripe| -> Result<()> {
-            let out = Columns { stride: w.rows, first: stripe.first };
-            Ok(device.matmul(w.matrix(stripe.data, stripe.count), input, n, y, out)?)
-        })?;
-        match self.adapters {
-            Some(adapters) => adapters.apply(device, w.id, n, x, y),
-            None => Ok(()),
-        }
+        self.product(&w, Flow::Requested, n, x, y)
     }
 
     /// `y = x · Wᵀ + bias`, stripe by stripe as the matrix flows past.
@@ -257,26 +243,32 @@ impl<D: Ops> Pass<'_, '_, D> {
     ) -> Result<()> {
         let (device, n) = (self.device, self.tokens);
         let w = need(self.binding.layer(layer, role), role)?;
-        let ordered = &mut *self.ordered;
-        if let Some(order) = w.order {
-            self.weights.rows(order, |stripe| -> Result<()> {
-                Ok(device.reorder(x, stripe.data, n, w.cols, ordered)?)
-            })?;
-        }
-        let input = if w.order.is_some() { &*ordered } else { x };
-        self.weights.rows(w.id, |stripe| -> Result<()> {
-            let out = Columns { stride: w.rows, first: stripe.first };
-            Ok(device.matmul(w.matrix(stripe.data, stripe.count), input, n, y, out)?)
-        })?;
-        if let Some(adapters) = self.adapters {
-            adapters.apply(device, w.id, n, x, y)?;
-        }
+        self.product(w, Flow::Passing, n, x, y)?;
         if let Some(bias) = bias.and_then(|bias| self.binding.layer(layer, bias)) {
             self.weights.rows(bias.id, |stripe| -> Result<()> {
                 Ok(device.add_bias(y, stripe.data, n, bias.cols)?)
             })?;
         }
         Ok(())
+    }
+
+    /// `y = x · Wᵀ` for `n` rows, and what adapters add to it.
+    fn product(&mut self, w: &Bound, flow: Flow, n: usize, x: &D::Buf, y: &mut D::Buf) -> Result<()> {
+        let (device, ordered) = (self.device, &mut *self.ordered);
+        if let Some(order) = w.order {
+            flow.lease(self.weights, order, |stripe| {
+                Ok(device.reorder(x, stripe.data, n, w.cols, ordered)?)
+            })?;
+        }
+        let input = if w.order.is_some() { &*ordered } else { x };
+        flow.lease(self.weights, w.id, |stripe| {
+            let out = Columns { stride: w.rows, first: stripe.first };
+            Ok(device.matmul(w.matrix(stripe.data, stripe.count), input, n, y, out)?)
+        })?;
+        match self.adapters {
+            Some(adapters) => adapters.apply(device, w.id, n, x, y),
+            None => Ok(()),
+        }
     }
 
     fn norm(&mut self, layer: usize, role: Role, x: &D::Buf, y: &mut D::Buf) -> Result<()> {
@@ -291,5 +283,26 @@ impl<D: Ops> Pass<'_, '_, D> {
         self.weights.rows(weight.id, |stripe| -> Result<()> {
             Ok(device.rms_norm_rows(x, stripe.data, eps, rows, weight.cols)?)
         })
+    }
+}
+
+/// How a tensor comes by: in every pass, or because it was requested.
+#[derive(Clone, Copy)]
+enum Flow {
+    Passing,
+    Requested,
+}
+
+impl Flow {
+    fn lease<D: Ops>(
+        self,
+        weights: &mut Pipeline<D>,
+        id: TensorId,
+        f: impl FnMut(Rows<D::View<'_>>) -> Result<()>,
+    ) -> Result<()> {
+        match self {
+            Self::Passing => weights.rows(id, f),
+            Self::Requested => weights.demand(id, f),
+        }
     }
 }
