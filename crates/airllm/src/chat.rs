@@ -57,8 +57,10 @@ impl ChatFormat {
     /// It has no tokenizer or no chat format, or a file is broken.
     pub fn of(checkpoint: &Checkpoint) -> Result<ChatFormat> {
         let tokenizer = checkpoint.tokenizer()?;
-        if let Some(template) = checkpoint.gguf_vocabulary()?.and_then(|it| it.chat_template) {
-            let template = ChatTemplate::parse(&template)?;
+        if let Form::Published(repo) = checkpoint.form()
+            && let Some(template) = repo.gguf().and_then(|it| it.metadata().text("tokenizer.chat_template"))
+        {
+            let template = ChatTemplate::parse(template)?;
             return Ok(ChatFormat(airllm_text::ChatFormat::from_template(template, &tokenizer)));
         }
         let (config, generation_config, id) = match checkpoint.form() {

@@ -93,13 +93,6 @@ impl Checkpoint {
         }
     }
 
-    /// The vocabulary of a GGUF file.
-    pub(crate) fn gguf_vocabulary(&self) -> Result<Option<GgufVocabulary>> {
-        let Form::Published(repo) = &self.form else { return Ok(None) };
-        let Some(gguf) = repo.gguf() else { return Ok(None) };
-        Ok(Some(GgufVocabulary::from_metadata(&gguf.metadata().to_json("tokenizer."))?))
-    }
-
     /// Checkpoint or shards.
     pub fn form(&self) -> &Form {
         &self.form
@@ -139,10 +132,13 @@ impl Checkpoint {
 
     /// Its tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        match self.gguf_vocabulary()? {
-            Some(vocabulary) => Ok(Tokenizer::from_gguf(vocabulary)?),
-            None => Ok(Tokenizer::open(self.dir())?),
+        if let Form::Published(repo) = &self.form
+            && let Some(gguf) = repo.gguf()
+        {
+            let metadata = gguf.metadata().to_json("tokenizer.");
+            return Ok(Tokenizer::from_gguf(GgufVocabulary::from_metadata(&metadata)?)?);
         }
+        Ok(Tokenizer::open(self.dir())?)
     }
 
     /// Its chat format.

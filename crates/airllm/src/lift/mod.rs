@@ -29,7 +29,7 @@ pub(crate) use source::LiftedSource;
 use crate::{Adapter, Error, Result};
 use airllm_format::shard::{ShardTag, TensorSpec};
 use airllm_format::{Bits, NumFormat, Repo};
-use airllm_model::arch::Fold;
+use airllm_model::arch::{Fold, Role};
 use airllm_model::{Config, TensorDecl, UnitDecl};
 use scheme::Scheme;
 use std::collections::BTreeSet;
@@ -183,7 +183,9 @@ pub(crate) fn reordered(repo: &Repo, config: &Config) -> Result<BTreeSet<String>
         return Ok(names);
     }
     for unit in config.units() {
-        for decl in unit.tensors.iter().filter(|decl| !decl.is_vector()) {
+        // The forward puts the inputs of layers into another order, not what embedding and head see.
+        let layers = |decl: &&TensorDecl| !matches!(decl.role, Role::Embed | Role::Head);
+        for decl in unit.tensors.iter().filter(|decl| !decl.is_vector()).filter(layers) {
             // What is wrong with a tensor is said when it is planned.
             if let Ok(Stored::Affine(it)) = stored::find(repo, &scheme, &unit.name, decl, true)
                 && it.columns().is_some()
