@@ -5,6 +5,8 @@
     python train.py CORPUS --evaluate      validation loss per language of the written model
     python train.py --sample "ROMEO:"      continue a prompt with the written model
     python train.py --golden               write golden.safetensors from the written model
+    python train.py CORPUS --size large --out FOLDER
+                                           a model of 22 million parameters, to measure quantisation with
 
 CORPUS is a folder with en.train.txt, en.valid.txt, zh.train.txt and zh.valid.txt: UTF-8, documents
 separated by blank lines. The model folder has the ordinary Hugging Face layout (16-bit safetensors).
@@ -52,6 +54,17 @@ CONFIG = {
     "torch_dtype": "float16",
     "use_cache": True,
     "vocab_size": 6144,
+}
+# What other sizes have differently. Rows are multiples of 256, so that every format in blocks holds them.
+SIZES = {
+    "demo": {},
+    "large": {
+        "hidden_size": 512,
+        "intermediate_size": 1280,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 7,
+        "num_key_value_heads": 4,
+    },
 }
 # Every Chinese character is a word of its own, so a line's length in tokens is its length in
 # characters; the rest splits as GPT-2 does.
@@ -263,7 +276,9 @@ def train(args):
     def gradient(row):
         """Loss and gradients of one window."""
         row = row.to(device)
-        loss = F.cross_entropy(model(row[None, :-1])[0], row[1:])
+        with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
+            logits = model(row[None, :-1])[0]
+        loss = F.cross_entropy(logits.float(), row[1:])
         return loss.item(), torch.autograd.grad(loss / count, params)
 
     matrices = [p for n, p in model.named_parameters() if n.endswith("_proj.weight")]
@@ -427,6 +442,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("corpus", nargs="?", help="folder of the corpus")
     p.add_argument("--out", default=str(HERE / "model"), help="the model's folder")
+    p.add_argument("--size", choices=SIZES, default="demo", help="which model to train")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--steps", type=int, default=2000)
     p.add_argument("--minutes", type=float, default=0, help="end the schedule by then, fewer steps or not (0: no limit)")
@@ -436,6 +452,7 @@ def main():
     p.add_argument("--english", type=float, default=1 / 3, help="share of the windows that are English")
     p.add_argument("--lr", type=float, default=4e-3)
     p.add_argument("--dropout", type=float, default=0.0)
+    p.add_argument("--bf16", action="store_true", help="multiply matrices in bfloat16, twice as fast on some processors")
     p.add_argument("--log-every", type=int, default=25)
     p.add_argument("--save-every", type=int, default=250)
     p.add_argument("--evaluate", action="store_true", help="only evaluate the written model")
@@ -443,6 +460,7 @@ def main():
     p.add_argument("--golden", action="store_true", help="only write golden.safetensors")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
+    CONFIG.update(SIZES[args.size])
     if args.golden:
         golden(*read(Path(args.out)), HERE / "golden.safetensors")
     elif args.sample is not None:
