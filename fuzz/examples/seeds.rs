@@ -125,7 +125,7 @@ fn configs() -> Vec<Value> {
 /// A manifest of a shard that was really written.
 fn manifest() -> Result<Vec<u8>, Box<dyn Error>> {
     let dir = std::env::temp_dir().join(format!("airllm-fuzz-seeds-{}", std::process::id()));
-    let tag = ShardTag { unit: "layer.0".into(), source: "abc".into(), bits: Bits::Q4 };
+    let tag = ShardTag { unit: "layer.0".into(), source: "abc".into(), recipe: Recipe::uniform(Bits::Q4).name() };
     let specs = vec![
         TensorSpec { name: "attn_norm".into(), format: NumFormat::F32, shape: vec![32] },
         TensorSpec { name: "q".into(), format: NumFormat::Q4, shape: vec![2, 32] },
@@ -135,7 +135,7 @@ fn manifest() -> Result<Vec<u8>, Box<dyn Error>> {
     let shard = writer.finish()?;
     let source = SourceEntry { id: Some("org/name".into()), fingerprint: "abc".into() };
     let config = json!({ "hidden_size": 32, "rms_norm_eps": 1e-5 });
-    let mut manifest = Manifest::new("LlamaForCausalLM".into(), source, Recipe { bits: Bits::Q4 }, config);
+    let mut manifest = Manifest::new("LlamaForCausalLM".into(), source, Recipe::uniform(Bits::Q4), config);
     manifest.shards.push(shard);
     let bytes = manifest.to_bytes(Path::new("airllm.json"))?;
     fs::remove_dir_all(&dir)?;

@@ -45,7 +45,7 @@ pub(crate) fn temporary(path: &Path) -> PathBuf {
 }
 
 /// Writes a small file so that after a crash there is either the old one or the new one.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let part = temporary(path);
     let write = || -> Result<()> {
         let mut file = File::create(&part).map_err(Error::io(&part, "creating"))?;

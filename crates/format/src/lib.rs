@@ -14,7 +14,7 @@
 //! use airllm_format::{Bits, FileSource, LayerSource, Manifest, NumFormat, Prepared, ReadMode, Recipe, SourceEntry};
 //!
 //! let dir = std::env::temp_dir().join(format!("airllm-format-example-{}", std::process::id()));
-//! let tag = ShardTag { unit: "layer.0".into(), source: "abc".into(), bits: Bits::Source };
+//! let tag = ShardTag { unit: "layer.0".into(), source: "abc".into(), recipe: Recipe::uniform(Bits::Source).name() };
 //! let spec = TensorSpec { name: "q".into(), format: NumFormat::F32, shape: vec![2, 4] };
 //! let mut writer = ShardWriter::create(&dir, "layer.0.safetensors", &tag, vec![spec])?;
 //! writer.write(&[7; 16])?; // row 0
@@ -22,7 +22,7 @@
 //! let shard = writer.finish()?;
 //!
 //! let source = SourceEntry { id: None, fingerprint: "abc".into() };
-//! let recipe = Recipe { bits: Bits::Source };
+//! let recipe = Recipe::uniform(Bits::Source);
 //! let mut manifest = Manifest::new("LlamaForCausalLM".into(), source, recipe, serde_json::json!({}));
 //! manifest.shards.push(shard);
 //! manifest.write(&dir)?;
@@ -53,12 +53,12 @@ pub mod shard;
 mod source;
 mod sources;
 
-pub use disk::{free_space, need_space};
+pub use disk::{free_space, need_space, write_atomically};
 pub use error::{Error, Result};
 pub use json::{parse_json, read_json_object};
 pub use manifest::{
-    Bits, FileEntry, MANIFEST, Manifest, Recipe, ShardEntry, SourceEntry, TensorEntry, copy_file,
-    write_side_text,
+    Bits, Calibration, FileEntry, MANIFEST, Manifest, Recipe, Sensitivity, ShardEntry, SourceEntry,
+    TensorEntry, TensorSensitivity, Together, WidthError, copy_file, write_side_text,
 };
 pub use number::{Layout, NumFormat};
 pub use prepared::Prepared;

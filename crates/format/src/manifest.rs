@@ -4,8 +4,11 @@
 //! text in front of it, so that a damaged or edited manifest is refused as well.
 
 mod check;
+mod sensitivity;
 #[cfg(test)]
 mod tests;
+
+pub use sensitivity::{Calibration, Sensitivity, TensorSensitivity, Together, WidthError};
 
 use crate::disk::{
     is_plain_name, read_bounded, rename, sync_parent, temporary, write_atomically, write_error,
@@ -26,7 +29,7 @@ pub const MANIFEST: &str = "airllm.json";
 const FORMAT: &str = "airllm-shards";
 
 /// The value of `version` that this program writes and reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The content of `airllm.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +51,9 @@ pub struct Manifest {
     pub shards: Vec<ShardEntry>,
     /// The side files that were copied.
     pub files: Vec<FileEntry>,
+    /// What rounding does to the model, if that was measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sensitivity: Option<Sensitivity>,
 }
 
 /// Where the weights came from.
@@ -67,6 +73,31 @@ pub struct SourceEntry {
 pub struct Recipe {
     /// The format of the matrices.
     pub bits: Bits,
+    /// What chose the format of each matrix, where it is not one for all: "3.7bits", "2000000000bytes", "kl0.01".
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub target: Option<String>,
+    /// `xxh3_128` of the text that rounding was calibrated on, 32 hexadecimal digits; `None` for rounding to
+    /// nearest.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub calibration: Option<String>,
+}
+
+impl Recipe {
+    /// One format for all matrices, rounded to nearest.
+    pub const fn uniform(bits: Bits) -> Recipe {
+        Recipe { bits, target: None, calibration: None }
+    }
+
+    /// A short name, of letters, digits, dots and dashes: "q4", "q3-calibrated-0a1b2c3d", "3.7bits-0a1b2c3d".
+    pub fn name(&self) -> String {
+        let text = self.calibration.as_deref().map(|hash| hash.get(..8).unwrap_or(hash));
+        match (&self.target, text) {
+            (None, None) => self.bits.name().to_owned(),
+            (None, Some(text)) => format!("{}-calibrated-{text}", self.bits.name()),
+            (Some(target), None) => target.clone(),
+            (Some(target), Some(text)) => format!("{target}-{text}"),
+        }
+    }
 }
 
 /// The format that a recipe gives to matrices.
@@ -87,33 +118,40 @@ pub enum Bits {
     Q3,
     /// [`NumFormat::Q2`].
     Q2,
+    /// [`NumFormat::Nf4`].
+    Nf4,
+    /// Each matrix in a format of its own.
+    Mixed,
 }
 
 impl Bits {
-    /// What weights can be rounded to, widest first.
+    /// The widths that weights can be rounded to, widest first. [`Nf4`](Self::Nf4), which is a second choice of
+    /// four bits, is none of them.
     pub const NARROW: [Bits; 6] = [Self::Q8, Self::Q6, Self::Q5, Self::Q4, Self::Q3, Self::Q2];
 
-    /// The format that matrices get; `None` where they keep their own.
+    /// The format that matrices get; `None` where they keep their own, or each has another.
     pub const fn format(self) -> Option<NumFormat> {
         match self {
-            Self::Source => None,
+            Self::Source | Self::Mixed => None,
             Self::Q8 => Some(NumFormat::Q8),
             Self::Q6 => Some(NumFormat::Q6),
             Self::Q5 => Some(NumFormat::Q5),
             Self::Q4 => Some(NumFormat::Q4),
             Self::Q3 => Some(NumFormat::Q3),
             Self::Q2 => Some(NumFormat::Q2),
+            Self::Nf4 => Some(NumFormat::Nf4),
         }
     }
 
-    /// Bits of a code, 16 standing for the checkpoint's own numbers.
+    /// Bits of a code, 16 standing for the checkpoint's own numbers and 0 for several.
     pub const fn width(self) -> u32 {
         match self {
+            Self::Mixed => 0,
             Self::Source => 16,
             Self::Q8 => 8,
             Self::Q6 => 6,
             Self::Q5 => 5,
-            Self::Q4 => 4,
+            Self::Q4 | Self::Nf4 => 4,
             Self::Q3 => 3,
             Self::Q2 => 2,
         }
@@ -122,6 +160,7 @@ impl Bits {
     /// The name in files.
     pub const fn name(self) -> &'static str {
         match self.format() {
+            None if matches!(self, Self::Mixed) => "mixed",
             None => "source",
             Some(format) => format.name(),
         }
@@ -187,6 +226,7 @@ impl Manifest {
             generation_config: None,
             shards: Vec::new(),
             files: Vec::new(),
+            sensitivity: None,
         }
     }
 

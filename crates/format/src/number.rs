@@ -56,8 +56,6 @@ pub enum NumFormat {
     Q4_1,
     /// As [`A4`](Self::A4) in groups of 64: 4.625 bits per weight.
     A4G64,
-    /// 4-bit codes, groups of 32 along the row with one f16 scale: 4.5 bits per weight.
-    Q4,
     /// GGUF `Q4_0`: blocks of 32, 4.5 bits per weight.
     #[serde(rename = "q4_0")]
     Q4_0,
@@ -68,6 +66,8 @@ pub enum NumFormat {
     Nf4,
     /// As [`A4`](Self::A4) in groups of 128: 4.3125 bits per weight.
     A4G128,
+    /// As [`Q6`](Self::Q6) with 4-bit codes, in one plane: 4.3125 bits per weight.
+    Q4,
     /// GGUF `Q3_K`: blocks of 256, 3.4375 bits per weight.
     #[serde(rename = "q3_k")]
     Q3K,
@@ -126,11 +126,11 @@ impl NumFormat {
         Self::A4,
         Self::Q4_1,
         Self::A4G64,
-        Self::Q4,
         Self::Q4_0,
         Self::Q4K,
         Self::Nf4,
         Self::A4G128,
+        Self::Q4,
         Self::Q3K,
         Self::Q3,
         Self::Q2K,
@@ -157,11 +157,11 @@ impl NumFormat {
             Self::A4 => "a4",
             Self::Q4_1 => "q4_1",
             Self::A4G64 => "a4g64",
-            Self::Q4 => "q4",
             Self::Q4_0 => "q4_0",
             Self::Q4K => "q4_k",
             Self::Nf4 => "nf4",
             Self::A4G128 => "a4g128",
+            Self::Q4 => "q4",
             Self::Q3K => "q3_k",
             Self::Q3 => "q3",
             Self::Q2K => "q2_k",
@@ -175,10 +175,10 @@ impl NumFormat {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
             Self::I8 => usize::MAX,
-            Self::Q6 | Self::Q5 | Self::Q3 | Self::Q2 => 16,
+            Self::Q6 | Self::Q5 | Self::Q4 | Self::Q3 | Self::Q2 => 16,
             Self::Q8 | Self::A4G64 | Self::Nf4 => 64,
             Self::F8 | Self::A4G128 => 128,
-            Self::A8 | Self::A4 | Self::Q4 => 32,
+            Self::A8 | Self::A4 => 32,
             Self::Q8_0 | Self::Q5_1 | Self::Q5_0 | Self::Q4_1 | Self::Q4_0 => 32,
             Self::Q6K | Self::Q5K | Self::Q4K | Self::Q3K | Self::Q2K => 256,
         }
@@ -201,10 +201,10 @@ impl NumFormat {
             Self::Q8 => Layout::Sections { bits: 8, scale: 2, zero: 0 },
             Self::F8 | Self::I8 => Layout::Sections { bits: 8, scale: 4, zero: 0 },
             Self::A4 | Self::A4G64 | Self::A4G128 => Layout::Sections { bits: 4, scale: 4, zero: 1 },
-            Self::Q4 => Layout::Sections { bits: 4, scale: 2, zero: 0 },
             Self::Nf4 => Layout::Sections { bits: 4, scale: 4, zero: 0 },
             Self::Q6 => Layout::Planes { low: 4, high: 2 },
             Self::Q5 => Layout::Planes { low: 4, high: 1 },
+            Self::Q4 => Layout::Planes { low: 4, high: 0 },
             Self::Q3 => Layout::Planes { low: 2, high: 1 },
             Self::Q2 => Layout::Planes { low: 2, high: 0 },
             Self::Q8_0 => Layout::Blocks(34),
@@ -280,8 +280,9 @@ impl NumFormat {
         }
     }
 
-    /// True for formats that checkpoints come in and that nothing is rounded to here. They are kept as they
-    /// are, whatever a tensor's precision floor.
+    /// True for formats that checkpoints come in. They are kept as they are, whatever a tensor's precision floor,
+    /// and nothing is rounded to them here, [`Nf4`](Self::Nf4) alone excepted: where it is asked for, a tensor
+    /// whose floor is wider gets a wider format.
     pub const fn is_foreign(self) -> bool {
         !matches!(
             self,
@@ -313,8 +314,8 @@ mod tests {
         assert_eq!(NumFormat::F32.row_bytes(5), 20);
         assert_eq!(NumFormat::Bf16.row_bytes(5), 10);
         assert_eq!(NumFormat::Q8.row_bytes(128), 128 + 4 + 12);
-        assert_eq!(NumFormat::Q4.row_bytes(8192), 4096 + 512);
-        assert_eq!(NumFormat::Q4.row_bytes(33), (32 + 4usize).next_multiple_of(16));
+        assert_eq!(NumFormat::Q4.row_bytes(8192), 4096 + 256 + 64);
+        assert_eq!(NumFormat::Q4.row_bytes(33), 32 + 16);
         assert_eq!(NumFormat::A4G128.row_bytes(256), 128 + 2 * 5 + 6);
         assert_eq!(NumFormat::I8.row_bytes(33), 64 + 4 + 12);
         assert_eq!(NumFormat::I8.row_bytes(0), 0);

@@ -129,11 +129,12 @@ fn check_shard(path: &Path, shard: &ShardEntry, manifest: &Manifest) -> Result<(
         return fail(format!("the file has {len} bytes, the manifest says {}", shard.bytes));
     }
     let header = Header::read_from(&file, len, path)?;
+    let recipe = manifest.recipe.name();
     let tag = [
         ("format", "airllm-shard"),
         ("unit", &shard.unit),
         ("source", &manifest.source.fingerprint),
-        ("bits", manifest.recipe.bits.name()),
+        ("bits", &recipe),
     ];
     for (key, expected) in tag {
         let found = header.metadata().get(key).map_or("", String::as_str);

@@ -23,7 +23,7 @@ mod sums;
 mod tests;
 mod writer;
 
-pub use layout::{ALIGNMENT, Geometry, ShardTag, TENSOR_ALIGNMENT, TensorSpec};
+pub use layout::{ALIGNMENT, Geometry, ShardTag, TENSOR_ALIGNMENT, TensorSpec, file_bytes};
 pub use sums::{RowSums, row_checksum};
 pub use writer::{ShardWriter, accept};
 

@@ -24,11 +24,12 @@ fn specs() -> Vec<TensorSpec> {
 fn prepare(dir: &Path) -> usize {
     let source = SourceEntry { id: None, fingerprint: "cafe".into() };
     let mut manifest =
-        Manifest::new("X".into(), source, Recipe { bits: Bits::Source }, serde_json::json!({}));
+        Manifest::new("X".into(), source, Recipe::uniform(Bits::Source), serde_json::json!({}));
     let mut taken = 0;
     for layer in 0..LAYERS {
         let file = format!("layer.{layer}.safetensors");
-        let tag = ShardTag { unit: format!("layer.{layer}"), source: "cafe".into(), bits: Bits::Source };
+        let recipe = Recipe::uniform(Bits::Source).name();
+        let tag = ShardTag { unit: format!("layer.{layer}"), source: "cafe".into(), recipe };
         if let Some(entry) = accept(dir, &file, &tag, &specs()).unwrap() {
             taken += 1;
             manifest.shards.push(entry);

@@ -24,7 +24,7 @@ fn specs(unit: &str) -> Vec<TensorSpec> {
 }
 
 fn tag(unit: &str) -> ShardTag {
-    ShardTag { unit: unit.into(), source: "cafe".into(), bits: Bits::Q4 }
+    ShardTag { unit: unit.into(), source: "cafe".into(), recipe: Recipe::uniform(Bits::Q4).name() }
 }
 
 fn weights(spec: &TensorSpec) -> Vec<u8> {
@@ -36,7 +36,7 @@ fn weights(spec: &TensorSpec) -> Vec<u8> {
 fn prepare(dir: &Path, side: &Path) {
     let source = SourceEntry { id: None, fingerprint: "cafe".into() };
     let config = serde_json::json!({ "rms_norm_eps": 1e-5 });
-    let mut manifest = Manifest::new("LlamaForCausalLM".into(), source, Recipe { bits: Bits::Q4 }, config);
+    let mut manifest = Manifest::new("LlamaForCausalLM".into(), source, Recipe::uniform(Bits::Q4), config);
     for unit in UNITS {
         let file = format!("{unit}.safetensors");
         if let Some(entry) = accept(dir, &file, &tag(unit), &specs(unit)).unwrap() {
@@ -137,7 +137,7 @@ fn missing_and_cut_files_are_refused_at_once() {
 #[test]
 fn shards_of_other_runs_are_refused() {
     let other = ShardTag { source: "beef".into(), ..tag("layer.0") };
-    let recipe = ShardTag { bits: Bits::Q8, ..tag("layer.0") };
+    let recipe = ShardTag { recipe: Recipe::uniform(Bits::Q8).name(), ..tag("layer.0") };
     let unit = ShardTag { unit: "layer.1".into(), ..tag("layer.0") };
     for (tag, word) in [(other, "source"), (recipe, "bits"), (unit, "unit")] {
         let f = folder();

@@ -44,6 +44,9 @@ impl Manifest {
             }
             check_shard(shard).map_err(|what| format!("shard `{}`: {what}", shard.unit))?;
         }
+        if let Some(sensitivity) = &self.sensitivity {
+            sensitivity.check().map_err(|what| format!("sensitivity: {what}"))?;
+        }
         match self.files.iter().find(|f| !is_hex128(&f.xxh3)) {
             Some(file) => Err(format!("{:?}: xxh3 {:?} is not 32 hexadecimal digits", file.file, file.xxh3)),
             None => Ok(()),
@@ -51,14 +54,14 @@ impl Manifest {
     }
 }
 
-fn is_unit(name: &str) -> bool {
+pub(super) fn is_unit(name: &str) -> bool {
     match name.strip_prefix("layer.") {
         Some(n) => n.parse::<u32>().is_ok_and(|number| number.to_string() == n),
         None => matches!(name, "embed" | "head"),
     }
 }
 
-fn is_hex128(text: &str) -> bool {
+pub(super) fn is_hex128(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 

@@ -28,7 +28,7 @@ fn shard(unit: &str) -> ShardEntry {
 fn manifest() -> Manifest {
     let source = SourceEntry { id: Some("org/name".into()), fingerprint: "abc".into() };
     let config = json!({ "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "nested": { "x": [1, 2.5, null] } });
-    let mut m = Manifest::new("LlamaForCausalLM".into(), source, Recipe { bits: Bits::Q4 }, config);
+    let mut m = Manifest::new("LlamaForCausalLM".into(), source, Recipe::uniform(Bits::Q4), config);
     m.generation_config = Some(json!({ "eos_token_id": [1, 2] }));
     m.shards = vec![shard("embed"), shard("layer.0"), shard("layer.12"), shard("head")];
     m.files = vec![FileEntry { file: "tokenizer.json".into(), bytes: 7, xxh3: "a".repeat(32) }];
@@ -48,6 +48,13 @@ fn round_trip() {
     assert_eq!(plain["recipe"]["bits"], "q4");
     assert_eq!(plain["shards"][1]["tensors"][0]["format"], "q4");
     assert_eq!(plain["xxh3"].as_str().unwrap().len(), 32);
+
+    assert!(plain.get("sensitivity").is_none());
+    let measured = Manifest { sensitivity: Some(super::sensitivity::tests::sensitivity()), ..manifest() };
+    let bytes = measured.to_bytes(Path::new("airllm.json")).unwrap();
+    assert_eq!(parse(&bytes).unwrap(), measured);
+    let plain: Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(plain["sensitivity"]["tensors"][1]["widths"][0]["format"], "q8");
 
     let dir = tempfile::tempdir().unwrap();
     assert!(matches!(Manifest::read(dir.path()), Err(Error::Missing { .. })));
@@ -107,18 +114,26 @@ fn says_what_is_wrong() {
     assert!(refusal(&|m| m.shards[0].tensors[0].bytes = 191).contains("is 192 bytes, the manifest says 191"));
     assert!(refusal(&|m| m.shards[0].tensors[0].shape = vec![usize::MAX, 2]).contains("cannot have shape"));
     assert!(refusal(&|m| m.shards[0].tensors[0].shape = vec![]).contains("cannot have shape"));
+    assert!(
+        refusal(&|m| {
+            let mut wrong = super::sensitivity::tests::sensitivity();
+            wrong.tensors[0].unit = "norm".into();
+            m.sensitivity = Some(wrong);
+        })
+        .contains("sensitivity: \"norm\" is not a unit")
+    );
     assert!(refusal(&|m| m.shards[0].tensors[0].checksum = "+".repeat(16)).contains("not 16 hexadecimal"));
 }
 
 #[test]
 fn another_version_is_named() {
     let body = |version: u32| format!(r#"{{"format": "airllm-shards", "version": {version}, "new": 1}}"#);
-    let error = Manifest::parse_body(body(2).as_bytes(), Path::new("x")).unwrap_err().to_string();
-    assert!(error.contains("version is 2, this program reads version 1"), "{error}");
     let error = Manifest::parse_body(body(1).as_bytes(), Path::new("x")).unwrap_err().to_string();
+    assert!(error.contains("version is 1, this program reads version 2"), "{error}");
+    let error = Manifest::parse_body(body(2).as_bytes(), Path::new("x")).unwrap_err().to_string();
     assert!(error.contains("not a valid manifest"), "{error}");
     let error =
-        Manifest::parse_body(br#"{"format": "gguf", "version": 1}"#, Path::new("x")).unwrap_err().to_string();
+        Manifest::parse_body(br#"{"format": "gguf", "version": 2}"#, Path::new("x")).unwrap_err().to_string();
     assert!(error.contains("format is \"gguf\""), "{error}");
 }
 

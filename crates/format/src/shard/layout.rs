@@ -1,6 +1,6 @@
 //! Where everything in a shard goes. Pure: names and shapes in, offsets and header bytes out.
 
-use crate::manifest::{Bits, TensorEntry};
+use crate::manifest::TensorEntry;
 use crate::safetensors::{Dtype, MAX_HEADER};
 use crate::shard::checksum_hex;
 use crate::{Error, NumFormat, Result};
@@ -69,8 +69,16 @@ pub struct ShardTag {
     pub unit: String,
     /// Fingerprint of the checkpoint it was made from.
     pub source: String,
-    /// The recipe it was made by.
-    pub bits: Bits,
+    /// The [name](crate::Recipe::name) of the recipe it was made by.
+    pub recipe: String,
+}
+
+/// Bytes that the file of a shard will have: header, padding and checksums included.
+///
+/// # Errors
+/// [`Error::Malformed`] for names or shapes that a shard cannot have.
+pub fn file_bytes(tag: &ShardTag, specs: &[TensorSpec]) -> Result<u64> {
+    Ok(Layout::new(tag, specs, Path::new(&tag.unit))?.file_len)
 }
 
 /// The offsets of a shard and the bytes in front of its data.
@@ -178,7 +186,7 @@ fn metadata(tag: &ShardTag, specs: &[TensorSpec]) -> Value {
         "version": "1",
         "unit": tag.unit,
         "source": tag.source,
-        "bits": tag.bits.name(),
+        "bits": tag.recipe,
         "tensors": Value::Array(tensors).to_string(),
     })
 }

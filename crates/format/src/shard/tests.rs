@@ -3,14 +3,14 @@
 use super::*;
 use crate::disk::temporary;
 use crate::safetensors::{Dtype, Header};
-use crate::{Bits, NumFormat, ShardEntry};
+use crate::{Bits, NumFormat, Recipe, ShardEntry};
 use proptest::prelude::*;
 use std::path::Path;
 
 const FILE: &str = "layer.3.safetensors";
 
 fn tag() -> ShardTag {
-    ShardTag { unit: "layer.3".into(), source: "f00d".into(), bits: Bits::Q4 }
+    ShardTag { unit: "layer.3".into(), source: "f00d".into(), recipe: Recipe::uniform(Bits::Q4).name() }
 }
 
 fn spec(name: &str, format: NumFormat, shape: &[usize]) -> TensorSpec {
@@ -74,7 +74,7 @@ fn an_accepted_shard_has_the_entry_that_was_written() {
     assert_eq!(accept(dir.path(), FILE, &tag(), &specs()).unwrap(), Some(entry));
     let other = ShardTag { source: "beef".into(), ..tag() };
     assert_eq!(accept(dir.path(), FILE, &other, &specs()).unwrap(), None);
-    let other = ShardTag { bits: Bits::Q8, ..tag() };
+    let other = ShardTag { recipe: Recipe::uniform(Bits::Q8).name(), ..tag() };
     assert_eq!(accept(dir.path(), FILE, &other, &specs()).unwrap(), None);
     assert_eq!(accept(dir.path(), FILE, &tag(), &specs()[..3]).unwrap(), None);
 }
