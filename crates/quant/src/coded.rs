@@ -171,7 +171,8 @@ pub(crate) fn pack_nf4(weights: &[f32], row: &mut [u8]) -> Result<()> {
 
 /// The code of the nearest value.
 fn nearest(x: f32) -> u8 {
-    NF4.windows(2).take_while(|pair| x > (pair[0] + pair[1]) / 2.0).count() as u8
+    // All are looked at: vectors do that sooner than a loop stops.
+    NF4.windows(2).filter(|pair| x > (pair[0] + pair[1]) / 2.0).count() as u8
 }
 
 pub(crate) fn unpack_nf4(row: &[u8], weights: &mut [f32]) {

@@ -86,6 +86,63 @@ pub enum Error {
         /// What was found.
         value: f32,
     },
+    /// Inputs of a layer that are not whole tokens.
+    #[error("{found} numbers are no whole number of inputs of {cols}")]
+    Inputs {
+        /// Numbers of an input.
+        cols: usize,
+        /// Numbers there.
+        found: usize,
+    },
+    /// An input of a layer is NaN or infinite.
+    #[error("input {column} of token {token} is {value}; only finite inputs say anything about errors")]
+    Input {
+        /// Which of the tokens that were given together.
+        token: usize,
+        /// Which of its numbers.
+        column: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// A damping that cannot be.
+    #[error("the damping is {found}; expected 0 or more, and finite")]
+    Damping {
+        /// What was asked for.
+        found: f64,
+    },
+    /// Products of inputs that no damping makes positive definite.
+    #[error(
+        "the products of inputs are not positive definite at column {column}, though {damping} times the mean {mean} of the diagonal was added"
+    )]
+    Indefinite {
+        /// The column.
+        column: usize,
+        /// The mean of the diagonal, summed over the tokens.
+        mean: f64,
+        /// The last damping that was tried.
+        damping: f64,
+    },
+    /// Weights or bytes that are not whole rows, or not as many rows as the other.
+    #[error("{weights} weights and {bytes} bytes are not the same number of {format} rows of {cols} weights")]
+    Rows {
+        /// The format asked for.
+        format: NumFormat,
+        /// Weights in a row.
+        cols: usize,
+        /// Weights there.
+        weights: usize,
+        /// Bytes there.
+        bytes: usize,
+    },
+    /// What is wrong with one row of several.
+    #[error("row {row}: {error}")]
+    Row {
+        /// Which of the rows that were given together.
+        row: usize,
+        /// What is wrong with it.
+        #[source]
+        error: Box<Error>,
+    },
     /// A format that rows cannot be made in this way.
     #[error("{format} rows cannot be made this way")]
     Unsupported {

@@ -1,4 +1,4 @@
-//! Formats in bit planes: `q6`, `q5`, `q3`, `q2`. The choice of scales and codes, and the bytes.
+//! Formats in bit planes: `q6`, `q5`, `q4`, `q3`, `q2`. The choice of scales and codes, and the bytes.
 
 #![allow(clippy::needless_range_loop, reason = "loops over lanes become vectors")]
 
@@ -7,19 +7,19 @@ use airllm_format::{Layout, NumFormat};
 use half::f16;
 
 /// Weights that share a scale of four bits.
-const GROUP: usize = 16;
+pub(crate) const GROUP: usize = 16;
 /// Groups that share an f16.
-const GROUPS: usize = 16;
+pub(crate) const GROUPS: usize = 16;
 /// Weights whose bits lie together in each plane.
 const STEP: usize = 32;
 /// Groups and blocks of weights below this are zeros: it is less than half of the least number.
 const NOTHING: f32 = 1.0 / (1u64 << 30) as f32;
 
-type Group = [f32; GROUP];
+pub(crate) type Group = [f32; GROUP];
 
 /// How a format packs its codes.
 #[derive(Clone, Copy)]
-struct Kind {
+pub(crate) struct Kind {
     /// Bits of a code in the first plane, 4 or 2.
     low: usize,
     /// Bits of a code in the second plane: 2, 1, or 0 where there is none.
@@ -27,9 +27,9 @@ struct Kind {
 }
 
 /// Steps of `d` that a group's scale can be, and how the search goes about it.
-struct Search {
-    least: f32,
-    most: f32,
+pub(crate) struct Search {
+    pub(crate) least: f32,
+    pub(crate) most: f32,
     /// Parts of the range of a group that are tried as the range of the codes.
     ranges: &'static [f32],
     /// What `d` is tried to be, over the scale of largest magnitude.
@@ -39,20 +39,26 @@ struct Search {
 const SIGNED: Search =
     Search { least: -8.0, most: 7.0, ranges: &[0.55, 0.7, 0.85, 1.0], spans: &[-8.0, 7.0, -8.4, 7.4] };
 const UNSIGNED: Search =
-    Search { least: 0.0, most: 15.0, ranges: &[0.85, 0.92, 1.0, 1.06], spans: &[15.0, 15.5, 16.0] };
+    Search { least: 0.0, most: 15.0, ranges: &[0.92, 1.02], spans: &[14.3, 15.0, 15.4, 16.0] };
 
 /// A block of 256 weights.
-struct Block {
+pub(crate) struct Block {
     error: f32,
-    d: f16,
+    pub(crate) d: f16,
     /// Scales in steps of `d`.
-    scales: Group,
+    pub(crate) scales: Group,
     /// Codes, zero being 0.
-    codes: [Group; GROUPS],
+    pub(crate) codes: [Group; GROUPS],
+}
+
+impl Block {
+    pub(crate) fn new(d: f16, scales: Group, codes: [Group; GROUPS]) -> Block {
+        Block { error: 0.0, d, scales, codes }
+    }
 }
 
 impl Kind {
-    fn of(format: NumFormat) -> Result<Kind> {
+    pub(crate) fn of(format: NumFormat) -> Result<Kind> {
         match format.layout() {
             Layout::Planes { low, high } => Ok(Kind { low, high }),
             _ => Err(Error::Unsupported { format }),
@@ -65,14 +71,14 @@ impl Kind {
     }
 
     /// Least and largest code, counted from zero.
-    fn ends(self) -> (f32, f32) {
+    pub(crate) fn ends(self) -> (f32, f32) {
         let zero = f32::from(self.zero());
         (-zero, zero - 1.0)
     }
 
     /// With few codes it matters which end reaches further, so scales have signs there.
-    fn search(self) -> &'static Search {
-        if self.low + self.high < 4 { &SIGNED } else { &UNSIGNED }
+    pub(crate) fn search(self) -> &'static Search {
+        if self.low + self.high <= 4 { &SIGNED } else { &UNSIGNED }
     }
 
     /// What is added to a scale where it is stored.
@@ -81,7 +87,7 @@ impl Kind {
     }
 
     /// The codes of least squared error under a scale, and that error.
-    #[inline]
+    #[inline(always)]
     fn round(self, weights: &Group, importance: &Group, scale: f32) -> (f32, Group) {
         // Adding this leaves the nearest integer, ties to even.
         const ROUND: f32 = 12_582_912.0;
@@ -98,6 +104,7 @@ impl Kind {
     }
 
     /// The scale of least squared error of a group, were it stored exactly; 0 for nothing but zeros.
+    #[inline(always)]
     fn scale(self, weights: &Group, importance: &Group) -> f32 {
         let largest = weights.iter().fold(0f32, |m, &w| if w.abs() > m.abs() { w } else { m });
         if largest.abs() < NOTHING {
@@ -128,8 +135,16 @@ impl Kind {
         best.1
     }
 
-    /// Scales and codes of 256 weights.
-    fn fit(self, weights: &[Group; GROUPS], importance: &[Group; GROUPS]) -> Block {
+    /// Scales and codes of 256 weights, by the widest vectors that the processor has; the same bits with any.
+    pub(crate) fn fit(self, weights: &[Group; GROUPS], importance: &[Group; GROUPS]) -> Block {
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || self.search_all(weights, importance),
+        )
+    }
+
+    #[inline(always)]
+    fn search_all(self, weights: &[Group; GROUPS], importance: &[Group; GROUPS]) -> Block {
         let empty = (f16::ZERO, [0.0; GROUP], [[0.0; GROUP]; GROUPS]);
         let mut best = Block { error: f32::INFINITY, d: empty.0, scales: empty.1, codes: empty.2 };
         let mut wanted = [0f32; GROUPS];
@@ -143,7 +158,14 @@ impl Kind {
         for span in self.search().spans {
             let mut d = largest / span;
             for _ in 0..2 {
-                let block = self.under(weights, importance, &wanted, stored(d));
+                let near = stored(d);
+                let mut block = self.under(weights, importance, &wanted, near);
+                if let Some(away) = away(near) {
+                    let other = self.under(weights, importance, &wanted, away);
+                    if other.error < block.error {
+                        block = other;
+                    }
+                }
                 let (mut cross, mut power) = (0f32, 0f32);
                 for g in 0..GROUPS {
                     let (c, p) = products(&weights[g], &importance[g], &block.codes[g]);
@@ -162,7 +184,9 @@ impl Kind {
         best
     }
 
-    /// The best of the scales next to those that are wanted.
+    /// The best of the scales next to those that are wanted, or next to the same with the other sign: turned
+    /// around, a group may fit the steps of `d` better.
+    #[inline(always)]
     fn under(self, weights: &[Group; GROUPS], importance: &[Group; GROUPS], wanted: &Group, d: f16) -> Block {
         let Search { least, most, .. } = *self.search();
         let mut block = Block { error: 0.0, d, scales: [0.0; GROUP], codes: [[0.0; GROUP]; GROUPS] };
@@ -170,7 +194,7 @@ impl Kind {
         for g in 0..GROUPS {
             let middle = (wanted[g] / step).clamp(least, most).round_ties_even();
             let mut error = f32::INFINITY;
-            for scale in [middle, middle - 1.0, middle + 1.0] {
+            for scale in [middle, middle - 1.0, middle + 1.0, -middle, -middle - 1.0, 1.0 - middle] {
                 if !(least..=most).contains(&scale) {
                     continue;
                 }
@@ -223,6 +247,7 @@ fn put_quarters(codes: &[u8; STEP], shift: usize, to: &mut [u8]) {
 }
 
 /// `Σ v·w·code` and `Σ v·code²`.
+#[inline(always)]
 fn products(weights: &Group, importance: &Group, codes: &Group) -> (f32, f32) {
     let (mut cross, mut power) = ([0f32; GROUP], [0f32; GROUP]);
     for i in 0..GROUP {
@@ -234,6 +259,7 @@ fn products(weights: &Group, importance: &Group, codes: &Group) -> (f32, f32) {
 }
 
 /// The sum, in an order that vectors can follow.
+#[inline(always)]
 fn sum(lanes: Group) -> f32 {
     let mut four = [0f32; 4];
     for i in 0..4 {
@@ -243,13 +269,19 @@ fn sum(lanes: Group) -> f32 {
 }
 
 /// The f16 next to `d` that is neither zero nor infinite.
-fn stored(d: f32) -> f16 {
+pub(crate) fn stored(d: f32) -> f16 {
     let most = f16::MAX.to_f32();
     match f16::from_f32(d.clamp(-most, most)) {
         s if s != f16::ZERO => s,
         _ if d < 0.0 => -f16::MIN_POSITIVE_SUBNORMAL,
         _ => f16::MIN_POSITIVE_SUBNORMAL,
     }
+}
+
+/// The next f16 after a subnormal one, away from zero. Where rounding is that coarse, the nearest may be so much
+/// too small that the largest weight lies beyond the codes.
+fn away(d: f16) -> Option<f16> {
+    (d.to_f32().abs() < f16::MIN_POSITIVE.to_f32()).then(|| f16::from_bits(d.to_bits() + 1))
 }
 
 /// Bytes of the planes of a row, padding included.
@@ -267,11 +299,8 @@ pub(crate) fn pack(
 ) -> Result<()> {
     let kind = Kind::of(format)?;
     row.fill(0);
-    let (low, high) = sections(format, kind, weights.len());
-    let (low, rest) = row.split_at_mut(low);
-    let (high, rest) = rest.split_at_mut(high);
-    let (scales, halves) = rest.split_at_mut(weights.len().div_ceil(STEP).next_multiple_of(2));
     const BLOCK: usize = GROUP * GROUPS;
+    let cols = weights.len();
     for (b, weights) in weights.chunks(BLOCK).enumerate() {
         let mut here = [[0f32; GROUP]; GROUPS];
         here.as_flattened_mut()[..weights.len()].copy_from_slice(weights);
@@ -279,21 +308,29 @@ pub(crate) fn pack(
         if let Some(importance) = importance {
             by.as_flattened_mut()[..weights.len()].copy_from_slice(&importance[b * BLOCK..][..weights.len()]);
         }
-        let block = kind.fit(&here, &by);
-        halves[2 * b..][..2].copy_from_slice(&block.d.to_le_bytes());
-        for part in 0..weights.len().div_ceil(STEP) {
-            let step = b * BLOCK / STEP + part;
-            let mut codes = [0u8; STEP];
-            for (to, code) in codes.iter_mut().zip(block.codes[2 * part..].as_flattened()) {
-                *to = (code + f32::from(kind.zero())) as u8;
-            }
-            let (low, high) = (&mut low[4 * kind.low * step..], &mut high[4 * kind.high * step..]);
-            kind.put(&codes, &mut low[..4 * kind.low], &mut high[..4 * kind.high]);
-            let scale = |g: usize| (block.scales[g] + kind.bias()) as u8;
-            scales[step] = scale(2 * part) | scale(2 * part + 1) << 4;
-        }
+        put_block(format, kind, cols, b, &kind.fit(&here, &by), row);
     }
     Ok(())
+}
+
+/// Puts block `b` of a row of `cols` weights, of zeros until now, to its places.
+pub(crate) fn put_block(format: NumFormat, kind: Kind, cols: usize, b: usize, block: &Block, row: &mut [u8]) {
+    let (low, high) = sections(format, kind, cols);
+    let (low, rest) = row.split_at_mut(low);
+    let (high, rest) = rest.split_at_mut(high);
+    let (scales, halves) = rest.split_at_mut(cols.div_ceil(STEP).next_multiple_of(2));
+    halves[2 * b..][..2].copy_from_slice(&block.d.to_le_bytes());
+    let first = b * GROUPS * GROUP / STEP;
+    for (part, step) in (first..cols.div_ceil(STEP)).take(GROUPS * GROUP / STEP).enumerate() {
+        let mut codes = [0u8; STEP];
+        for (to, code) in codes.iter_mut().zip(block.codes[2 * part..].as_flattened()) {
+            *to = (code + f32::from(kind.zero())) as u8;
+        }
+        let (low, high) = (&mut low[4 * kind.low * step..], &mut high[4 * kind.high * step..]);
+        kind.put(&codes, &mut low[..4 * kind.low], &mut high[..4 * kind.high]);
+        let scale = |g: usize| (block.scales[g] + kind.bias()) as u8;
+        scales[step] = scale(2 * part) | scale(2 * part + 1) << 4;
+    }
 }
 
 /// Widens a row whose length is right.

@@ -67,8 +67,7 @@ fn pack(format: NumFormat, weights: &[f32], importance: Option<&[f32]>, row: &mu
             }
         }
         NumFormat::Q8 => pack_q8(weights, row),
-        NumFormat::Q4 => pack_q4(weights, importance, row),
-        NumFormat::Q6 | NumFormat::Q5 | NumFormat::Q3 | NumFormat::Q2 => {
+        NumFormat::Q6 | NumFormat::Q5 | NumFormat::Q4 | NumFormat::Q3 | NumFormat::Q2 => {
             return planes::pack(format, weights, importance, row);
         }
         NumFormat::A8 | NumFormat::A4 | NumFormat::A4G64 | NumFormat::A4G128 => {
@@ -114,8 +113,7 @@ pub fn unpack_row(format: NumFormat, row: &[u8], weights: &mut [f32]) -> Result<
             }
         }
         NumFormat::Q8 => unpack_q8(row, weights),
-        NumFormat::Q4 => unpack_q4(row, weights),
-        NumFormat::Q6 | NumFormat::Q5 | NumFormat::Q3 | NumFormat::Q2 => {
+        NumFormat::Q6 | NumFormat::Q5 | NumFormat::Q4 | NumFormat::Q3 | NumFormat::Q2 => {
             return planes::unpack(format, row, weights);
         }
         NumFormat::A8 | NumFormat::A4 | NumFormat::A4G64 | NumFormat::A4G128 => {
@@ -162,7 +160,7 @@ pub(crate) fn check_count(
     Err(Error::Count { format, cols, what, expected, found })
 }
 
-/// Codes of four bits as `q4` has them: byte `16k + j` holds those of columns `32k + j` and `32k + 16 + j`.
+/// Codes of four bits: byte `16k + j` holds those of columns `32k + j` and `32k + 16 + j`.
 /// Columns beyond the last code get 0.
 pub(crate) fn pack_nibbles(codes: &[u8], to: &mut [u8]) {
     to.fill(0);
@@ -176,7 +174,7 @@ pub(crate) fn nibble(codes: &[u8], c: usize) -> u8 {
     codes[c / 32 * 16 + c % 16] >> (c % 32 / 16 * 4) & 15
 }
 
-fn check_values(format: NumFormat, weights: &[f32]) -> Result<()> {
+pub(crate) fn check_values(format: NumFormat, weights: &[f32]) -> Result<()> {
     const HALF: f32 = 65_504.0;
     // Half a step above the largest number of a 16-bit format, rounding goes to infinity. Where a scale is
     // an f32, scale times code must stay below infinity on the way as well.
@@ -185,9 +183,9 @@ fn check_values(format: NumFormat, weights: &[f32]) -> Result<()> {
         NumFormat::F16 => HALF,
         NumFormat::Bf16 => bf16::MAX.to_f32(),
         NumFormat::Q8 | NumFormat::Q8_0 => 127.0 * HALF,
-        NumFormat::Q4 => 7.0 * HALF,
         NumFormat::Q6 => 31.0 * 15.0 * HALF,
         NumFormat::Q5 => 15.0 * 15.0 * HALF,
+        NumFormat::Q4 => 7.0 * 7.0 * HALF,
         NumFormat::Q3 => 3.0 * 7.0 * HALF,
         NumFormat::Q2 => 7.0 * HALF,
         NumFormat::I8 => f32::MAX / 128.0,
@@ -229,37 +227,6 @@ fn unpack_q8(row: &[u8], weights: &mut [f32]) {
         let scale = f16::from_le_bytes(*scale).to_f32();
         for (w, &code) in weights.iter_mut().zip(codes) {
             *w = scale * f32::from(code as i8);
-        }
-    }
-}
-
-fn pack_q4(weights: &[f32], importance: Option<&[f32]>, row: &mut [u8]) {
-    let (codes, scales) = row.split_at_mut(NumFormat::Q4.code_bytes(weights.len()));
-    scales.fill(0);
-    let groups = weights.chunks(groups::Q4).zip(codes.as_chunks_mut::<16>().0);
-    for (g, ((weights, to), scale_to)) in groups.zip(scales.chunks_exact_mut(2)).enumerate() {
-        let mut padded = [0f32; groups::Q4];
-        padded[..weights.len()].copy_from_slice(weights);
-        let mut by = [1f32; groups::Q4];
-        if let Some(importance) = importance {
-            by[..weights.len()].copy_from_slice(&importance[g * groups::Q4..][..weights.len()]);
-        }
-        let (scale, codes) = groups::q4(&padded, &by);
-        for (j, to) in to.iter_mut().enumerate() {
-            *to = codes[j] | codes[j + 16] << 4;
-        }
-        scale_to.copy_from_slice(&scale.to_le_bytes());
-    }
-}
-
-fn unpack_q4(row: &[u8], weights: &mut [f32]) {
-    let (codes, scales) = row.split_at(NumFormat::Q4.code_bytes(weights.len()));
-    let groups = weights.chunks_mut(groups::Q4).zip(codes.as_chunks::<16>().0);
-    for ((weights, codes), scale) in groups.zip(scales.as_chunks::<2>().0) {
-        let scale = f16::from_le_bytes(*scale).to_f32();
-        for (c, w) in weights.iter_mut().enumerate() {
-            let code = if c < 16 { codes[c] & 15 } else { codes[c - 16] >> 4 };
-            *w = scale * (f32::from(code) - 8.0);
         }
     }
 }
