@@ -12,8 +12,8 @@ mod sections;
 
 pub(crate) use blocks::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use kquants::{Q2K, Q3K, Q4K, Q5K, Q6K};
-pub(crate) use planes::{Q2, Q3, Q5, Q6};
-pub(crate) use sections::{A4, A4G64, A4G128, A8, F8, I8, Nf4, Q4, Q8};
+pub(crate) use planes::{Q2, Q3, Q4, Q5, Q6};
+pub(crate) use sections::{A4, A4G64, A4G128, A8, F8, I8, Nf4, Q8};
 
 use super::simd::{Eight, Simd};
 use airllm_format::{Layout, NumFormat};
@@ -37,7 +37,7 @@ pub(crate) trait Packed: Copy + Send + Sync + 'static {
     };
     /// What is taken from a stored scale of four bits.
     const BIAS: f32 = match Self::FORMAT.layout() {
-        Layout::Planes { low, high } if low + high < 4 => 8.0,
+        Layout::Planes { low, high } if low + high <= 4 => 8.0,
         _ => 0.0,
     };
     /// Bytes of a group's scale after the codes; 0 where none lies there.

@@ -6,6 +6,7 @@ use super::{Packed, Scale, packed};
 use crate::cpu::simd::Simd;
 use airllm_format::NumFormat;
 
+packed!(Q4, 16, |simd, block, scale| halves(simd, simd.nibbles(block), scale, -8.0));
 packed!(Q2, 8, |simd, block, scale| halves(simd, simd.pairs(block), scale, -2.0));
 
 /// A format with a second plane of so many bytes a step.

@@ -1,17 +1,11 @@
 //! Formats whose scales, and zero points, lie after the codes of a row.
 
-use super::{Packed, Scale, halves, packed, quarters, scaled, times};
+use super::{Packed, Scale, halves, packed, quarters, times};
 use crate::cpu::simd::Simd;
 use airllm_format::NumFormat;
 use airllm_quant::NF4;
 
 packed!(Q8, 32, |simd, block, scale| times(simd, signed(simd, block), simd.splat(scale.scale)));
-packed!(Q4, 16, |simd, block, Scale { scale, .. }| {
-    // Exact: code · scale has at most 15 bits, and so has the sum.
-    let scale = simd.splat(scale);
-    let zero = simd.mul(scale, simd.splat(-8.0));
-    scaled(simd, nibbles(simd, block), scale, zero)
-});
 packed!(A8, 32, |simd, block, scale| {
     let [a, b, c, d] = quarters(block);
     let codes = [simd.load_u8(a), simd.load_u8(b), simd.load_u8(c), simd.load_u8(d)];
