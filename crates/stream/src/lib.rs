@@ -45,6 +45,8 @@
 //! Units that a pass may or may not use, experts, are [requested](Pipeline::request) when that is known,
 //! leased by [`demand`](Pipeline::demand), and kept for as long as a measured [`Policy`] says.
 //!
+//! Work that looks at a layer more than once, as calibrating does, meets the same [`Weights`] in [`Held`].
+//!
 //! What is absent: this crate has never heard of attention, and sees of a device only
 //! [`Memory`](airllm_kernels::Memory). [`plan()`] asks the machine nothing. All `unsafe` is in `arena`.
 
@@ -54,6 +56,7 @@ mod check;
 mod cut;
 mod demand;
 mod error;
+mod held;
 mod pipeline;
 pub mod plan;
 mod policy;
@@ -62,12 +65,15 @@ mod ring;
 mod sync;
 mod timeline;
 mod upload;
+mod weights;
 
 pub use arena::ALIGNMENT;
 pub use catalog::{Catalog, Tensor, TensorId, Unit};
 pub use cut::smallest_slot;
 pub use error::{Error, Result};
+pub use held::{Fetch, Held};
 pub use pipeline::{ExpertCache, Options, Pipeline, Rows, Stats};
 pub use plan::{Hardware, Need, Plan, Refusal, Request, plan};
 pub use policy::Policy;
 pub use timeline::{Activity, Event, Timeline};
+pub use weights::Weights;
