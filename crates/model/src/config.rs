@@ -10,7 +10,7 @@ pub use attention::Latent;
 pub use experts::Moe;
 pub use units::{TensorDecl, UnitDecl};
 
-use crate::arch::{ALL, Arch, Flag, RopeExtra};
+use crate::arch::{ALL, Arch, Flag, Role, RopeExtra};
 use crate::field::{Fields, refuse};
 use crate::rope::Rotary;
 use crate::{Error, Result};
@@ -186,6 +186,20 @@ impl Config {
             reordered: BTreeSet::new(),
             dtype: dtype(&fields)?,
         })
+    }
+
+    /// The role whose matrix is multiplied with the same numbers as that of `role`, and comes first: what is
+    /// known of its inputs holds for both.
+    pub fn input_of(&self, role: Role) -> Role {
+        match (self.latent, role) {
+            (None, Role::K | Role::V) => Role::Q,
+            (Some(_), Role::V) => Role::K,
+            (Some(latent), Role::KvDown | Role::KRope) if latent.query.is_some() => Role::QDown,
+            (Some(_), Role::KvDown | Role::KRope) => Role::Q,
+            (_, Role::Up) => Role::Gate,
+            (_, Role::SharedUp) => Role::SharedGate,
+            _ => role,
+        }
     }
 
     /// Width of all query heads side by side.

@@ -1,6 +1,7 @@
 //! The one forward that runs every architecture.
 
 mod block;
+mod walk;
 
 use crate::adapter::{Adapters, LowRank};
 use crate::arch::Role;
@@ -8,8 +9,10 @@ use crate::rope::Table;
 use crate::scratch::{self, Scratch};
 use crate::{Binding, Bound, Config, Error, Result, Sequence};
 use airllm_kernels::{Columns, Matrix, Ops};
-use airllm_stream::Pipeline;
+use airllm_stream::Weights;
 use std::sync::Arc;
+
+pub use walk::Walk;
 
 /// A model on a device: its configuration, where its tensors are, and the memory a pass needs.
 ///
@@ -58,6 +61,10 @@ pub enum Want {
 /// number `i` the output of layer `i - 1`, before any final norm.
 pub type Observer<'a> = dyn FnMut(usize, &[f32]) + 'a;
 
+/// What is called with each matrix before it is multiplied, and with the rows `[n, cols]` that it will be
+/// multiplied with, in the order of its columns.
+pub type Inputs<'a> = dyn FnMut(&Bound, &[f32]) -> Result<()> + 'a;
+
 impl<D: Ops> Model<D> {
     /// A model that runs up to `max_tokens` tokens a pass. Takes
     /// [`activation_bytes`](crate::activation_bytes) of the device at once.
@@ -101,9 +108,9 @@ impl<D: Ops> Model<D> {
     /// span's result does not depend on the others, bit for bit. Returns for each span the logits it
     /// wanted, `[rows, vocab]`, rows one after the other. Where it fails the sequences hold what they
     /// held before, and `weights` starts its pass anew.
-    pub fn forward(
+    pub fn forward<W: Weights<D>>(
         &mut self,
-        weights: &mut Pipeline<D>,
+        weights: &mut W,
         spans: &mut [Span<'_, D>],
         observer: Option<&mut Observer<'_>>,
     ) -> Result<Vec<Vec<f32>>> {
@@ -121,6 +128,7 @@ impl<D: Ops> Model<D> {
             weights,
             tokens,
             observer,
+            inputs: None,
         };
         match pass.run(spans, &mut self.scratch) {
             Ok(logits) => {
@@ -139,7 +147,6 @@ impl<D: Ops> Model<D> {
 
     /// Refuses what cannot be run; the number of tokens otherwise.
     fn check(&self, spans: &[Span<'_, D>]) -> Result<usize> {
-        let mut tokens = 0_usize;
         for (index, span) in spans.iter().enumerate() {
             let (len, capacity) = (span.seq.len(), span.seq.capacity());
             if span.ids.is_empty() {
@@ -155,6 +162,14 @@ impl<D: Ops> Model<D> {
                     self.config.layers
                 )));
             }
+        }
+        self.check_ids(spans)
+    }
+
+    /// Refuses ids that are none, and more tokens than there is room for; the number of tokens otherwise.
+    fn check_ids(&self, spans: &[Span<'_, D>]) -> Result<usize> {
+        let mut tokens = 0_usize;
+        for (index, span) in spans.iter().enumerate() {
             let vocab = self.config.vocab;
             if let Some(at) = span.ids.iter().position(|&id| id as usize >= vocab) {
                 return Err(Error::Input(format!(
@@ -175,7 +190,7 @@ impl<D: Ops> Model<D> {
 }
 
 /// One pass: what every step of it needs.
-struct Pass<'a, 'o, D: Ops> {
+struct Pass<'a, 'o, D: Ops, W: Weights<D>> {
     config: &'a Config,
     binding: &'a Binding,
     device: &'a D,
@@ -183,12 +198,14 @@ struct Pass<'a, 'o, D: Ops> {
     ordered: &'a mut D::Buf,
     adapters: &'a mut Option<Adapters<D>>,
     host: &'a mut Vec<f32>,
-    weights: &'a mut Pipeline<D>,
+    weights: &'a mut W,
     tokens: usize,
     observer: Option<&'a mut Observer<'o>>,
+    /// Who looks at what matrices are multiplied with.
+    inputs: Option<&'a mut Inputs<'o>>,
 }
 
-impl<D: Ops> Pass<'_, '_, D> {
+impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
     fn run(&mut self, spans: &mut [Span<'_, D>], scratch: &mut Scratch<D>) -> Result<Vec<Vec<f32>>> {
         self.table(spans, scratch)?;
         self.embed(spans, scratch)?;
@@ -237,9 +254,7 @@ impl<D: Ops> Pass<'_, '_, D> {
     /// Final norm and projection to the vocabulary, of the wanted rows alone.
     fn head(&mut self, spans: &[Span<'_, D>], s: &mut Scratch<D>) -> Result<Vec<Vec<f32>>> {
         let (device, hidden, vocab) = (self.device, self.config.hidden, self.config.vocab);
-        let norm = need(self.binding.head(Role::FinalNorm), Role::FinalNorm)?;
-        let tied = || self.binding.embed().filter(|_| self.config.tied);
-        let head = need(self.binding.head(Role::Head).or_else(tied), Role::Head)?;
+        let (norm, head) = self.of_head().map(|(norm, head)| (*norm, *head))?;
 
         // Which rows of the hidden state are wanted, and where the logits of each go.
         let mut results = Vec::with_capacity(spans.len());
@@ -263,7 +278,7 @@ impl<D: Ops> Pass<'_, '_, D> {
         }
 
         device.gather(&s.x, &rows, hidden, &mut s.h)?;
-        self.normalise(norm, rows.len(), &s.h, &mut s.x)?;
+        self.final_norm(rows.len(), s)?;
 
         // All rows must meet a stripe of the head while it is here. Their logits do not all fit the
         // device, so they go to the host in chunks; the first chunk needs no copy of its inputs.
@@ -291,12 +306,26 @@ impl<D: Ops> Pass<'_, '_, D> {
             }
             Ok(())
         })?;
-        self.adapt_logits(head, &places, &mut results, s)?;
+        self.adapt_logits(&head, &places, &mut results, s)?;
         let cap = self.config.logit_cap;
         if cap > 0.0 {
             results.iter_mut().flatten().for_each(|logit| *logit = cap * (*logit / cap).tanh());
         }
         Ok(results)
+    }
+
+    /// The final norm, and the matrix behind it.
+    fn of_head(&self) -> Result<(&Bound, &Bound)> {
+        let norm = need(self.binding.head(Role::FinalNorm), Role::FinalNorm)?;
+        let tied = || self.binding.embed().filter(|_| self.config.tied);
+        Ok((norm, need(self.binding.head(Role::Head).or_else(tied), Role::Head)?))
+    }
+
+    /// Normalises the rows in `h` to `x`, where the head meets them.
+    fn final_norm(&mut self, rows: usize, s: &mut Scratch<D>) -> Result<()> {
+        let (norm, head) = self.of_head().map(|(norm, head)| (*norm, *head))?;
+        self.normalise(&norm, rows, &s.h, &mut s.x)?;
+        self.look(&head, rows, &s.x)
     }
 
     /// What adapters add to the logits of the rows in `x`; `places` says where each row's logits are.
@@ -331,6 +360,16 @@ impl<D: Ops> Pass<'_, '_, D> {
         self.weights.rows(weight.id, |stripe| -> Result<()> {
             Ok(device.rms_norm(x, stripe.data, eps, n, weight.cols, y)?)
         })
+    }
+
+    /// Shows whoever wants to see it what a matrix is multiplied with.
+    fn look(&mut self, w: &Bound, n: usize, x: &D::Buf) -> Result<()> {
+        if let Some(inputs) = &mut self.inputs {
+            self.host.resize(n * w.cols, 0.0);
+            self.device.read(x, 0, bytemuck::cast_slice_mut(self.host))?;
+            inputs(w, self.host)?;
+        }
+        Ok(())
     }
 
     fn observe(&mut self, number: usize, x: &D::Buf) -> Result<()> {

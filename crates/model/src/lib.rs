@@ -8,6 +8,9 @@
 //! - A [`Model`] runs tokens of any number of [`Sequence`]s through the layers in one pass, while the
 //!   weights flow past. It sees of a device only [`Ops`](airllm_kernels::Ops) and never opens a file.
 //!
+//! - A [`Walk`] runs the same layers one at a time, over hidden states that its caller keeps, and shows what every
+//!   matrix is multiplied with.
+//!
 //! What is absent: a forward per family, and padding. A new architecture adds data.
 //!
 //! ```
@@ -50,6 +53,6 @@ pub use adapter::{LowRank, adapter_bytes};
 pub use bind::{Binding, Bound, bind};
 pub use config::{Config, Latent, Moe, TensorDecl, UnitDecl};
 pub use error::{Error, Result};
-pub use forward::{Model, Observer, Span, Want};
+pub use forward::{Inputs, Model, Observer, Span, Walk, Want};
 pub use scratch::{activation_bytes, logits_bytes};
 pub use sequence::{Sequence, kv_bytes};

@@ -26,6 +26,19 @@ impl<D: Ops> Sequence<D> {
         Ok(Self { layers, len: 0, capacity })
     }
 
+    /// One whose every layer writes to the same place: for a walk that is done with a layer before the next.
+    pub(crate) fn of_one_layer(device: &D, config: &Config, capacity: usize) -> Result<Self> {
+        let size = |width: usize| capacity.saturating_mul(width * size_of::<f32>());
+        let layer = (device.alloc(size(config.key_dim()))?, device.alloc(size(config.value_width()))?);
+        Ok(Self { layers: vec![layer], len: 0, capacity })
+    }
+
+    /// Keys and values of a layer.
+    pub(crate) fn layer(&mut self, layer: usize) -> &mut (D::Buf, D::Buf) {
+        let index = if self.layers.len() == 1 { 0 } else { layer };
+        &mut self.layers[index]
+    }
+
     /// Tokens it holds.
     pub fn len(&self) -> usize {
         self.len

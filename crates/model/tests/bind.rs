@@ -52,8 +52,8 @@ fn what_does_not_fit_is_refused_by_name() {
         "head/final_norm: expected a vector of f32, found f16",
     );
     refused(
-        &|c| tensor(c, "head", "head").format = NumFormat::Q4,
-        "head/head: expected q8 or wider, found q4",
+        &|c| tensor(c, "head", "head").format = NumFormat::Q2,
+        "head/head: expected q3 or wider, found q2",
     );
     refused(&|c| c.pass.swap(1, 2), "layer.0/q: expected layer.0/q at place 1 of the pass, found layer.0/k");
     refused(&|c| c.pass.truncate(28), "head/head: expected head/head at place 28 of the pass, found the end");

@@ -2,7 +2,7 @@
 
 use super::decl::{Decl, Dim, Fold, When, matrix, vector};
 use super::{Arch, Defaults, FieldNames, Flag, MoeNames, Role, RopeExtra, Sparse, Traits, Windows};
-use airllm_format::NumFormat::{Bf16, Q8};
+use airllm_format::NumFormat::{Bf16, Q3};
 use airllm_kernels::{Activation, RopeKind};
 
 mod deepseek;
@@ -80,11 +80,11 @@ const TRAITS: Traits = Traits {
 const DEFAULTS: Defaults =
     Defaults { norm_eps: 1e-6, rope_theta: 10_000.0, max_positions: 2048, tied: false, eos: &[2] };
 
-const EMBED: &[Decl] = &[matrix(Embed, "model.embed_tokens.weight", Vocab, Hidden).floor(Q8)];
+const EMBED: &[Decl] = &[matrix(Embed, "model.embed_tokens.weight", Vocab, Hidden).floor(Q3)];
 
 const HEAD: &[Decl] = &[
     vector(FinalNorm, "model.norm.weight", Hidden),
-    matrix(Head, "lm_head.weight", Vocab, Hidden).floor(Q8).when(Untied),
+    matrix(Head, "lm_head.weight", Vocab, Hidden).floor(Q3).when(Untied),
 ];
 
 const ATTN_NORM: Decl = vector(AttnNorm, "input_layernorm.weight", Hidden);
@@ -214,7 +214,7 @@ pub const INTERNLM2: Arch = {
         hf: &["InternLM2ForCausalLM"],
         model_type: "internlm2",
         fields: FieldNames { qkv_bias: Flag::Any(&["bias"]), out_bias: Flag::Any(&["bias"]), ..FIELDS },
-        embed: &[matrix(Embed, "model.tok_embeddings.weight", Vocab, Hidden).floor(Q8)],
+        embed: &[matrix(Embed, "model.tok_embeddings.weight", Vocab, Hidden).floor(Q3)],
         layer: &[
             vector(AttnNorm, "attention_norm.weight", Hidden),
             fused(matrix(Q, "attention.wqkv.weight", Query, Hidden), &[0]),
@@ -232,7 +232,7 @@ pub const INTERNLM2: Arch = {
         ],
         head: &[
             vector(FinalNorm, "model.norm.weight", Hidden),
-            matrix(Head, "output.weight", Vocab, Hidden).floor(Q8).when(Untied),
+            matrix(Head, "output.weight", Vocab, Hidden).floor(Q3).when(Untied),
         ],
         ..LLAMA
     }
@@ -311,9 +311,9 @@ pub const BAICHUAN: Arch = {
         ],
         head: &[
             vector(FinalNorm, "model.norm.weight", Hidden),
-            matrix(Head, "lm_head.weight", Vocab, Hidden).floor(Q8).when(When::PlainHead),
+            matrix(Head, "lm_head.weight", Vocab, Hidden).floor(Q3).when(When::PlainHead),
             matrix(Head, "lm_head.weight", Vocab, Hidden)
-                .floor(Q8)
+                .floor(Q3)
                 .fold(Fold::NormaliseRows)
                 .when(When::NormalisedHead),
         ],

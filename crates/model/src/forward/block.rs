@@ -6,9 +6,9 @@ use crate::route::{Routed, route};
 use crate::scratch::Scratch;
 use crate::{Bound, Error, Latent, Moe, Result, Span};
 use airllm_kernels::{Attend, Columns, Ops, Place, Rope};
-use airllm_stream::{Pipeline, Rows, TensorId};
+use airllm_stream::{Rows, TensorId, Weights};
 
-impl<D: Ops> Pass<'_, '_, D> {
+impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
     pub(super) fn attention(
         &mut self,
         layer: usize,
@@ -26,7 +26,7 @@ impl<D: Ops> Pass<'_, '_, D> {
         let mut first = 0;
         for span in spans {
             let (n, start) = (span.ids.len(), span.seq.len());
-            let (keys, values) = &mut span.seq.layers[layer];
+            let (keys, values) = span.seq.layer(layer);
             device.store(&s.k, first, n, c.key_dim(), keys, start)?;
             device.store(&s.v, first, n, c.value_width(), values, start)?;
             let shape = Attend {
@@ -254,19 +254,36 @@ impl<D: Ops> Pass<'_, '_, D> {
 
     /// `y = x · Wᵀ` for `n` rows, and what adapters add to it.
     fn product(&mut self, w: &Bound, flow: Flow, n: usize, x: &D::Buf, y: &mut D::Buf) -> Result<()> {
-        let (device, ordered) = (self.device, &mut *self.ordered);
+        let device = self.device;
         if let Some(order) = w.order {
+            let ordered = &mut *self.ordered;
             flow.lease(self.weights, order, |stripe| {
                 Ok(device.reorder(x, stripe.data, n, w.cols, ordered)?)
             })?;
         }
-        let input = if w.order.is_some() { &*ordered } else { x };
+        if self.inputs.is_some() {
+            self.look_at_input(w, n, x)?;
+        }
+        let input = if w.order.is_some() { &*self.ordered } else { x };
         flow.lease(self.weights, w.id, |stripe| {
             let out = Columns { stride: w.rows, first: stripe.first };
             Ok(device.matmul(w.matrix(stripe.data, stripe.count), input, n, y, out)?)
         })?;
         match self.adapters {
             Some(adapters) => adapters.apply(device, w.id, n, x, y),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`look`](Self::look), in the order of the matrix's columns.
+    fn look_at_input(&mut self, w: &Bound, n: usize, x: &D::Buf) -> Result<()> {
+        if w.order.is_none() {
+            return self.look(w, n, x);
+        }
+        self.host.resize(n * w.cols, 0.0);
+        self.device.read(self.ordered, 0, bytemuck::cast_slice_mut(self.host))?;
+        match &mut self.inputs {
+            Some(inputs) => inputs(w, self.host),
             None => Ok(()),
         }
     }
@@ -294,9 +311,9 @@ enum Flow {
 }
 
 impl Flow {
-    fn lease<D: Ops>(
+    fn lease<D: Ops, W: Weights<D>>(
         self,
-        weights: &mut Pipeline<D>,
+        weights: &mut W,
         id: TensorId,
         f: impl FnMut(Rows<D::View<'_>>) -> Result<()>,
     ) -> Result<()> {

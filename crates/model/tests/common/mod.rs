@@ -4,10 +4,10 @@
 use airllm_format::safetensors::{Dtype, Header};
 use airllm_format::{MemorySource, NumFormat};
 use airllm_kernels::Cpu;
-use airllm_model::arch::Fold;
+use airllm_model::arch::{Arch, Flag, Fold, RopeExtra};
 use airllm_model::{Config, Model, Sequence, Span, TensorDecl, UnitDecl, Want, bind};
 use airllm_stream::{Catalog, ExpertCache, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -279,4 +279,72 @@ pub fn close(what: &str, found: &[f32], expected: &[f32], width: usize, most: f3
 /// Rows `rows` of a flat `[_, width]`.
 pub fn pick(flat: &[f32], rows: &[u32], width: usize) -> Vec<f32> {
     rows.iter().flat_map(|&row| &flat[row as usize * width..][..width]).copied().collect()
+}
+
+/// A configuration of a family in which every named dimension has a size of its own. `switches` turn on
+/// what some of its models have: biases of the attention; biases of the feed-forward block, and what else
+/// a family has only sometimes; a tied head.
+pub fn odd_sizes(arch: &Arch, switches: [bool; 3]) -> Value {
+    let (names, traits) = (&arch.fields, &arch.traits);
+    let [attention, other, tied] = switches;
+    let mut json = json!({
+        "architectures": [arch.hf[0]], "hidden_size": 72, "num_attention_heads": 6,
+        "tie_word_embeddings": tied, "sliding_window": 5, "use_sliding_window": true,
+        "max_window_layers": 1, "sliding_window_pattern": 2,
+    });
+    let map = json.as_object_mut().unwrap();
+    let mut set = |name: &str, value: Value| map.insert(name.into(), value);
+    set(names.inner, if traits.inner_doubled { 208 } else { 104 }.into());
+    set(names.vocab, 190.into());
+    set(names.layers, 3.into());
+    set(names.kv_heads, if traits.latent { 6 } else { 2 }.into());
+    names.kv_heads_if.map(|name| set(name, true.into()));
+    set(names.head_dim, 20.into());
+    for (flag, value) in [(names.qkv_bias, attention), (names.out_bias, attention), (names.mlp_bias, other)] {
+        if let Flag::Any(names) = flag {
+            set(names[0], value.into());
+        }
+    }
+    if !(traits.alibi_without_positions && other) {
+        set(names.positions, 500.into());
+    }
+    if traits.head_normalised_if_marked && other {
+        set("z_loss_weight", 0.into());
+    }
+    if traits.rope_extra == RopeExtra::QwenNtk {
+        for name in ["use_dynamic_ntk", "use_logn_attn"] {
+            set(name, true.into());
+        }
+        set("seq_length", 4.into());
+    }
+    if traits.softcaps {
+        set("attn_logit_softcapping", 5.into());
+        set("final_logit_softcapping", 9.into());
+    }
+    if traits.latent {
+        for (name, size) in
+            [("qk_rope_head_dim", 8), ("qk_nope_head_dim", 12), ("v_head_dim", 14), ("kv_lora_rank", 24)]
+        {
+            set(name, size.into());
+        }
+        if !other {
+            set("q_lora_rank", 28.into());
+        }
+    }
+    if let Some(moe) = &traits.moe {
+        set("num_experts_per_tok", 2.into());
+        set(moe.experts, 4.into());
+        if moe.inner != names.inner {
+            set(moe.inner, 40.into());
+        }
+        if let Some(name) = moe.shared {
+            set(name, if name == "n_shared_experts" { 2 } else { 56 }.into());
+        }
+        for (name, value) in
+            [("decoder_sparse_step", 2), ("first_k_dense_replace", 1), ("n_group", 2), ("topk_group", 1)]
+        {
+            set(name, value.into());
+        }
+    }
+    json
 }

@@ -39,7 +39,7 @@ pub const CHATGLM: Arch = {
             ],
             ..TRAITS
         },
-        embed: &[matrix(Embed, "transformer.embedding.word_embeddings.weight", Vocab, Hidden).floor(Q8)],
+        embed: &[matrix(Embed, "transformer.embedding.word_embeddings.weight", Vocab, Hidden).floor(Q3)],
         layer_prefix: "transformer.encoder.layers.{}.",
         layer: &[
             layer_norm(AttnNorm, "input_layernorm.weight"),
@@ -61,7 +61,7 @@ pub const CHATGLM: Arch = {
         ],
         head: &[
             layer_norm(FinalNorm, "transformer.encoder.final_layernorm.weight"),
-            matrix(Head, "transformer.output_layer.weight", Vocab, Hidden).floor(Q8).when(Untied),
+            matrix(Head, "transformer.output_layer.weight", Vocab, Hidden).floor(Q3).when(Untied),
         ],
         ..LLAMA
     }

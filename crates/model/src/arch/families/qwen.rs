@@ -24,7 +24,7 @@ pub const QWEN: Arch = {
             only: &[("no_bias", true)],
             ..TRAITS
         },
-        embed: &[matrix(Embed, "transformer.wte.weight", Vocab, Hidden).floor(Q8)],
+        embed: &[matrix(Embed, "transformer.wte.weight", Vocab, Hidden).floor(Q3)],
         layer_prefix: "transformer.h.{}.",
         layer: &[
             vector(AttnNorm, "ln_1.weight", Hidden),
@@ -43,7 +43,7 @@ pub const QWEN: Arch = {
         ],
         head: &[
             vector(FinalNorm, "transformer.ln_f.weight", Hidden),
-            matrix(Head, "lm_head.weight", Vocab, Hidden).floor(Q8).when(Untied),
+            matrix(Head, "lm_head.weight", Vocab, Hidden).floor(Q3).when(Untied),
         ],
         ..LLAMA
     }
