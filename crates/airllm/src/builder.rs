@@ -1,7 +1,9 @@
 //! Everything that can be chosen about how a model runs.
 
 mod load;
+mod round;
 
+use crate::calibrate::{CalibrationText, Target};
 use crate::checkpoint::{Checkpoint, Meaning, understand};
 use crate::eval::{Shape, Windows};
 use crate::progress::Meter;
@@ -37,6 +39,9 @@ pub struct Builder {
     ram: Option<u64>,
     threads: Option<usize>,
     bits: Option<Bits>,
+    target: Option<Target>,
+    calibration: Option<CalibrationText>,
+    calibration_tokens: usize,
     device: Device,
     shards: Option<PathBuf>,
     home: Option<PathBuf>,
@@ -66,6 +71,9 @@ impl Default for Builder {
             ram: None,
             threads: None,
             bits: None,
+            target: None,
+            calibration: None,
+            calibration_tokens: crate::calibrate::TOKENS,
             device: Device::Cpu,
             shards: None,
             home: env::home(),
@@ -103,9 +111,29 @@ impl Builder {
         self
     }
 
-    /// How matrices are stored; without it, as the checkpoint has them.
-    pub fn bits(mut self, bits: Bits) -> Self {
-        self.bits = Some(bits);
+    /// How matrices are stored: all in one format. Without it, as the checkpoint has them.
+    pub fn bits(self, bits: Bits) -> Self {
+        self.target(Target::Uniform(bits))
+    }
+
+    /// How small the model shall be. For anything but [one format](Target::Uniform) the format of each matrix is
+    /// chosen by how much the model suffers from it, and rounding is [calibrated](Self::calibration).
+    pub fn target(mut self, target: Target) -> Self {
+        self.bits = Some(target.bits());
+        self.target = Some(target).filter(|target| !matches!(target, Target::Uniform(_)));
+        self
+    }
+
+    /// Rounds with a look at what the matrices are multiplied with while this text is read: better at equal size,
+    /// and slower. Without it, one format is rounded to nearest; several are calibrated on a built-in text.
+    pub fn calibration(mut self, text: CalibrationText) -> Self {
+        self.calibration = Some(text);
+        self
+    }
+
+    /// The most tokens that are taken of a calibration text, from all over it. 32768.
+    pub fn calibration_tokens(mut self, tokens: usize) -> Self {
+        self.calibration_tokens = tokens.max(1);
         self
     }
 

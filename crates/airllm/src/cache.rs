@@ -55,6 +55,12 @@ impl Cache {
         self.dir().join(beginning(name, bits) + &short)
     }
 
+    /// The file that keeps the sensitivity of a checkpoint called `name`; `hash` stands for all that it depends on.
+    pub(crate) fn sensitivity(&self, name: &str, hash: &str) -> PathBuf {
+        let short: String = hash.chars().take(20).collect();
+        self.home.join("sensitivity").join(beginning(name, "sensitivity") + &short + ".json")
+    }
+
     /// Whether there is an entry for any checkpoint of that name with these bits.
     pub(crate) fn has_some_of(&self, name: &str, bits: &str) -> bool {
         let beginning = beginning(name, bits);

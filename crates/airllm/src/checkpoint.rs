@@ -209,7 +209,7 @@ impl Checkpoint {
         let units = self.config.units();
         let floors: HashMap<(&str, &str), NumFormat> = units
             .iter()
-            .flat_map(|unit| unit.tensors.iter().map(|t| ((&*unit.name, &*t.name), t.floor)))
+            .flat_map(|unit| unit.tensors.iter().map(|t| ((&*unit.name, &*t.name), lift::floor(t, bits))))
             .collect();
         for unit in &mut catalog.units {
             for tensor in &mut unit.tensors {

@@ -17,6 +17,7 @@ mod windows;
 pub use run::{Evaluating, Evaluation};
 pub(crate) use windows::Shape;
 pub use windows::Windows;
+pub(crate) use windows::beginning;
 
 use serde::Serialize;
 

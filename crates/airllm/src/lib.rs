@@ -31,6 +31,7 @@ mod adapter;
 mod auto;
 mod builder;
 mod cache;
+mod calibrate;
 mod chat;
 mod checkpoint;
 mod engine;
@@ -57,7 +58,10 @@ mod weights;
 
 pub use adapter::Adapter;
 pub use airllm_format::hub::Settings as HubSettings;
-pub use airllm_format::{Bits, Manifest, Prepared, Repo};
+pub use airllm_format::{
+    Bits, Calibration, Manifest, NumFormat, Prepared, Repo, Sensitivity, TensorSensitivity, Together,
+    WidthError,
+};
 pub use airllm_model::Config;
 pub use airllm_stream::plan::{Lane, UnitNeed};
 pub use airllm_stream::{Catalog, Hardware, Plan};
@@ -65,6 +69,7 @@ pub use airllm_text::Tokenizer;
 pub use auto::{AutoModel, Hidden, Logits};
 pub use builder::{Builder, Device};
 pub use cache::{Cache, CacheEntry};
+pub use calibrate::{CalibrationText, Target, Widths};
 pub use chat::{ChatFormat, Message};
 pub use checkpoint::{Checkpoint, Form};
 pub use error::{Error, ErrorKind, Result};

@@ -4,13 +4,17 @@
 //! last, and a second run accepts the shards of the first after checking every byte of them. The
 //! result does not depend on how often it was interrupted.
 
-use crate::lift::{self, ShardPlan};
+use crate::calibrate::{self, Calibrated, Formats, Samples};
+use crate::lift::{self, ShardPlan, UnitPlan};
 use crate::lock::Lock;
 use crate::pack::Packer;
 use crate::progress::Meter;
 use crate::{Adapter, Cancel, Error, OnProgress, Result, Stage};
+use airllm_format::shard::ShardTag;
 use airllm_format::shard::{ShardWriter, accept};
-use airllm_format::{Bits, Manifest, Prepared, Recipe, Repo, SourceEntry, copy_file, write_side_text};
+use airllm_format::{
+    Bits, Manifest, Prepared, Recipe, Repo, Sensitivity, SourceEntry, copy_file, write_side_text,
+};
 use airllm_model::Config;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +27,8 @@ pub struct Preparation<'a> {
     config: &'a Config,
     id: Option<String>,
     bits: Bits,
+    recipe: Option<Recipe>,
+    rounding: Option<Rounding>,
     threads: usize,
     memory: u64,
     check_existing: bool,
@@ -30,6 +36,16 @@ pub struct Preparation<'a> {
     cancel: Cancel,
     progress: &'a OnProgress,
     free_space: &'a dyn Fn(&Path) -> airllm_format::Result<u64>,
+}
+
+/// Rounding that knows what the matrices will be multiplied with.
+pub(crate) struct Rounding {
+    /// The text that shows it.
+    pub(crate) samples: Samples,
+    /// The format of each matrix; empty where one is for all.
+    pub(crate) formats: Formats,
+    /// What the formats were chosen by.
+    pub(crate) sensitivity: Option<Sensitivity>,
 }
 
 impl<'a> Preparation<'a> {
@@ -40,6 +56,8 @@ impl<'a> Preparation<'a> {
             config,
             id: None,
             bits: Bits::Source,
+            recipe: None,
+            rounding: None,
             threads: 1,
             memory: u64::MAX,
             check_existing: false,
@@ -59,6 +77,19 @@ impl<'a> Preparation<'a> {
     /// How matrices are stored.
     pub fn bits(mut self, bits: Bits) -> Self {
         self.bits = bits;
+        self
+    }
+
+    /// Rounds with a calibration text, to one format or to several.
+    pub(crate) fn rounding(mut self, rounding: Rounding) -> Self {
+        self.rounding = Some(rounding);
+        self
+    }
+
+    /// What is asked for, of which [`rounding`](Self::rounding) must follow before anything is written.
+    pub(crate) fn recipe(mut self, recipe: Recipe) -> Self {
+        self.bits = recipe.bits;
+        self.recipe = Some(recipe);
         self
     }
 
@@ -116,14 +147,7 @@ impl<'a> Preparation<'a> {
     /// checkpoint or recipe is refused, not overwritten.
     pub fn run(&self, out: &Path) -> Result<Prepared> {
         let shards = self.shards()?;
-        let mut fingerprint = self.repo.fingerprint()?;
-        for adapter in self.adapters {
-            // What an adapter changes must exist, whether or not any of it is looked at below.
-            adapter.low_rank(self.config)?;
-            let both = fingerprint + &adapter.fingerprint();
-            fingerprint = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(both.as_bytes()));
-        }
-        let source = SourceEntry { id: self.id.clone(), fingerprint };
+        let source = self.source()?;
         if let Some(done) = self.existing(out, &source)?.filter(|_| !self.check_existing) {
             return Ok(done);
         }
@@ -137,8 +161,42 @@ impl<'a> Preparation<'a> {
         self.write(out, &shards, source)
     }
 
+    /// The finished shards in `out`, if there are some; others than those asked for are an error.
+    pub(crate) fn made(&self, out: &Path) -> Result<Option<Prepared>> {
+        self.existing(out, &self.source()?)
+    }
+
+    fn source(&self) -> Result<SourceEntry> {
+        let mut fingerprint = self.repo.fingerprint()?;
+        for adapter in self.adapters {
+            // What an adapter changes must exist, whether or not any of it is looked at below.
+            adapter.low_rank(self.config)?;
+            let both = fingerprint + &adapter.fingerprint();
+            fingerprint = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(both.as_bytes()));
+        }
+        Ok(SourceEntry { id: self.id.clone(), fingerprint })
+    }
+
     fn shards(&self) -> Result<Vec<ShardPlan>> {
-        Ok(lift::shards(lift::merged(self.repo, self.config, self.bits, self.adapters)?))
+        Ok(lift::shards(self.units()?))
+    }
+
+    fn units(&self) -> Result<Vec<UnitPlan>> {
+        let mut units = lift::merged(self.repo, self.config, self.bits, self.adapters)?;
+        if let Some(rounding) = &self.rounding {
+            calibrate::apply(&mut units, &rounding.formats);
+        }
+        Ok(units)
+    }
+
+    fn asked(&self) -> Recipe {
+        self.recipe.clone().unwrap_or(Recipe::uniform(self.bits))
+    }
+
+    /// What shards are marked with.
+    fn tag(&self, shard: &str, source: &SourceEntry) -> ShardTag {
+        let source = source.fingerprint.clone();
+        ShardTag { unit: shard.to_owned(), source, recipe: self.asked().name() }
     }
 
     /// The finished folder, if it is one. An unfinished or damaged one is `None`, one that holds
@@ -149,13 +207,14 @@ impl<'a> Preparation<'a> {
         }
         // A manifest that cannot be read says nothing about whose shards these are.
         let Ok(manifest) = Manifest::read(out) else { return Ok(None) };
-        if manifest.source.fingerprint != source.fingerprint || manifest.recipe.bits != self.bits {
+        if manifest.source.fingerprint != source.fingerprint || manifest.recipe != self.asked() {
             let what = format!(
-                "{}: holds shards of another checkpoint or recipe ({}, {} bits): choose another folder, or remove \
-                 this one first",
+                "{}: holds shards of another checkpoint or recipe ({}, {}) than asked for ({}): choose another folder, \
+                 or remove this one first",
                 out.display(),
                 manifest.source.id.as_deref().unwrap_or(&manifest.architecture),
-                manifest.recipe.bits.name()
+                manifest.recipe.name(),
+                self.asked().name()
             );
             return Err(Error::Input { what });
         }
@@ -166,6 +225,14 @@ impl<'a> Preparation<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// The work on layers that rounding with a calibration text is.
+    fn calibrated(&self) -> Result<Option<Calibrated<'_>>> {
+        let Some(rounding) = &self.rounding else { return Ok(None) };
+        let source = lift::merged(self.repo, self.config, Bits::Source, self.adapters)?;
+        let (units, machine) = ((self.units()?, source), (self.threads, self.memory / 2));
+        Calibrated::new(self.repo, self.config, units, &rounding.samples, machine, &self.cancel).map(Some)
     }
 
     fn check_space(&self, out: &Path, shards: &[ShardPlan]) -> Result<()> {
@@ -190,21 +257,31 @@ impl<'a> Preparation<'a> {
         let total = shards.iter().map(ShardPlan::bytes).sum();
         let mut meter = Meter::new(Stage::Prepare, total, self.progress);
         let architecture = self.config.arch.hf.first().copied().unwrap_or(self.config.arch.name);
-        let recipe = Recipe { bits: self.bits };
-        let mut manifest = Manifest::new(architecture.to_owned(), source, recipe, self.repo.config().clone());
+        let (recipe, config) = (self.asked(), self.repo.config().clone());
+        let mut manifest = Manifest::new(architecture.to_owned(), source, recipe, config);
         manifest.generation_config = self.repo.generation_config().cloned();
+        let mut calibrated = self.calibrated()?;
+        if let Some(rounding) = &self.rounding {
+            manifest.sensitivity = rounding.sensitivity.clone();
+        }
         for shard in shards {
             self.cancel.check()?;
             meter.tell(&shard.name);
-            let tag = shard.tag(&manifest.source.fingerprint, self.bits);
+            let tag = self.tag(&shard.name, &manifest.source);
             let entry = match accept(out, &shard.file, &tag, &shard.specs())? {
                 Some(entry) => {
+                    if let Some(calibrated) = &mut calibrated {
+                        calibrated.skip(shard, out, &entry)?;
+                    }
                     meter.resume(&shard.name, shard.bytes());
                     entry
                 }
                 None => {
                     let mut writer = ShardWriter::create(out, &shard.file, &tag, shard.specs())?;
-                    packer.shard(shard, &mut writer, &mut meter)?;
+                    match &mut calibrated {
+                        Some(calibrated) => calibrated.write(shard, &mut writer, &packer, &mut meter)?,
+                        None => packer.shard(shard, &mut writer, &mut meter)?,
+                    }
                     writer.finish()?
                 }
             };

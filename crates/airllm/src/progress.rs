@@ -53,6 +53,8 @@ pub enum Stage {
     Download,
     /// Waiting for another process that prepares the same shards.
     Wait,
+    /// Measuring what rounding does to each matrix.
+    Measure,
     /// Writing shards.
     Prepare,
     /// Reading everything again to check it.
@@ -64,6 +66,7 @@ impl fmt::Display for Stage {
         f.pad(match self {
             Self::Download => "downloading",
             Self::Wait => "waiting for another process",
+            Self::Measure => "measuring",
             Self::Prepare => "preparing",
             Self::Verify => "verifying",
         })

@@ -81,7 +81,7 @@ fn every_interruption_leads_to_the_same_bytes() {
 #[test]
 fn threads_and_blocks_change_nothing() {
     let folder = tiny();
-    for bits in [Bits::Source, Bits::Q4] {
+    for bits in [Bits::Source, Bits::Q4, Bits::Nf4] {
         let (repo, config) = folder.repo();
         let one = Preparation::new(&repo, &config).bits(bits).threads(1);
         let many = Preparation::new(&repo, &config).bits(bits).threads(7).memory(1);

@@ -2,7 +2,7 @@
 
 use super::{Builder, Device};
 use crate::adapter::open_all;
-use crate::checkpoint::{Checkpoint, Form};
+use crate::checkpoint::{Checkpoint, Form, prepared_catalog};
 use crate::engine::{Engine, Runner};
 use crate::error::At;
 use crate::forecast::{Forecast, Want, alternatives, forecast, repacked};
@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Rates of this machine, and what follows from them.
-struct Measured {
-    hardware: Hardware,
+pub(super) struct Measured {
+    pub(super) hardware: Hardware,
     /// False where the files were too small, and the rate of the disk is a stand-in.
     disk: bool,
     /// The better way to read these files.
@@ -36,14 +36,17 @@ impl Builder {
     pub fn prepare(&self, checkpoint: &Checkpoint) -> Result<Prepared> {
         let repo = match checkpoint.form() {
             Form::Prepared(prepared) => {
-                let have = prepared.manifest().recipe.bits;
-                if let Some(bits) = self.bits.filter(|bits| *bits != have) {
+                let have = &prepared.manifest().recipe;
+                let other = || {
+                    self.recipe() != *have && (self.bits, self.is_calibrated()) != (Some(have.bits), false)
+                };
+                if (self.bits.is_some() || self.is_calibrated()) && other() {
                     let what = format!(
                         "{}: these shards are stored as {}, {} was asked for: prepare the checkpoint again with \
                          those bits",
                         prepared.dir().display(),
                         have.name(),
-                        bits.name()
+                        self.recipe().name()
                     );
                     return Err(Error::Input { what });
                 }
@@ -55,6 +58,20 @@ impl Builder {
         self.write_shards(checkpoint, repo, &out, &[])
     }
 
+    /// The shards that [`prepare`](Self::prepare) would find finished; `None` where it would write them.
+    ///
+    /// # Errors
+    /// A folder with shards of another checkpoint or recipe: known here before anything is measured.
+    pub fn made(&self, checkpoint: &Checkpoint) -> Result<Option<Prepared>> {
+        match checkpoint.form() {
+            Form::Prepared(prepared) => Ok(Some(prepared.clone())),
+            Form::Published(repo) => {
+                let preparation = Preparation::new(repo, checkpoint.config()).recipe(self.recipe());
+                preparation.made(&self.shards_of(checkpoint)?)
+            }
+        }
+    }
+
     /// The folder in which a checkpoint's shards are, or will be.
     pub fn shards_of(&self, checkpoint: &Checkpoint) -> Result<PathBuf> {
         let repo = match checkpoint.form() {
@@ -64,8 +81,7 @@ impl Builder {
         if let Some(dir) = &self.shards {
             return Ok(dir.clone());
         }
-        let bits = self.bits.unwrap_or(Bits::Source).name();
-        Ok(self.cache()?.entry(checkpoint.name(), &repo.fingerprint()?, bits))
+        Ok(self.cache()?.entry(checkpoint.name(), &repo.fingerprint()?, &self.recipe().name()))
     }
 
     /// Says where every unit will live, how fast that will be, and what fewer bits would bring. Nothing
@@ -76,7 +92,10 @@ impl Builder {
         let live = ready.is_none() && self.as_it_is(checkpoint);
         let (catalog, making) = match live.then(|| Weights::as_they_are(checkpoint, self.readers)) {
             Some(weights) => weights.map(|weights| (weights.catalog, weights.making))?,
-            None => (checkpoint.catalog(self.bits)?, 0),
+            None => match (&ready, checkpoint.form()) {
+                (Some(prepared), Form::Published(_)) => (prepared_catalog(prepared, checkpoint.config())?, 0),
+                _ => (self.catalog(checkpoint)?, 0),
+            },
         };
         let measured = self.measure(&files)?;
         let mut want = self.want(checkpoint, &catalog, making);
@@ -166,10 +185,8 @@ impl Builder {
         out: &Path,
         adapters: &[Adapter],
     ) -> Result<Prepared> {
-        std::fs::create_dir_all(out).at(out, "creating the folder for shards")?;
         let mut preparation = Preparation::new(repo, checkpoint.config())
             .id(checkpoint.id().map(str::to_owned))
-            .bits(self.bits.unwrap_or(Bits::Source))
             .adapters(adapters)
             .threads(self.thread_count())
             .check_existing(self.check_existing)
@@ -178,6 +195,19 @@ impl Builder {
         if let Some(ram) = self.ram {
             preparation = preparation.memory(ram);
         }
+        preparation = match self.is_calibrated() {
+            false => preparation.bits(self.bits.unwrap_or(Bits::Source)),
+            true => {
+                preparation = preparation.recipe(self.recipe());
+                // What is there already needs no second look at what it was made by, and what must not be
+                // overwritten is known at once.
+                if let Some(done) = preparation.made(out)?.filter(|_| !self.check_existing) {
+                    return Ok(done);
+                }
+                preparation.rounding(self.rounding(checkpoint, repo, adapters, out)?)
+            }
+        };
+        std::fs::create_dir_all(out).at(out, "creating the folder for shards")?;
         preparation.run(out)
     }
 
@@ -198,9 +228,9 @@ impl Builder {
 
     /// Finished shards of a checkpoint, if there are any.
     fn ready(&self, checkpoint: &Checkpoint) -> Result<Option<Prepared>> {
-        let bits = self.bits.unwrap_or(Bits::Source).name();
+        let recipe = self.recipe().name();
         // A fingerprint takes a look at every tensor; none is needed where no entry could be this one's.
-        let none = |cache: Cache| !cache.has_some_of(checkpoint.name(), bits);
+        let none = |cache: Cache| !cache.has_some_of(checkpoint.name(), &recipe);
         if self.shards.is_none() && checkpoint.bits().is_none() && self.cache().map_or(true, none) {
             return Ok(None);
         }
@@ -208,13 +238,13 @@ impl Builder {
         Ok(Prepared::is_prepared(&dir).then(|| Prepared::open(&dir).ok()).flatten())
     }
 
-    fn thread_count(&self) -> usize {
+    pub(super) fn thread_count(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         self.threads.unwrap_or_else(cores)
     }
 
     /// The rates of disk and memory, and the better way to read these files.
-    fn measure(&self, files: &[PathBuf]) -> Result<Measured> {
+    pub(super) fn measure(&self, files: &[PathBuf]) -> Result<Measured> {
         let (disk, mode) = hardware::disk(files, self.readers)?;
         let memory = hardware::memory(self.thread_count(), self.ram.map_or(u64::MAX, |ram| ram / 4));
         let measured = disk > 0.0;
@@ -223,7 +253,7 @@ impl Builder {
         Ok(Measured { hardware: Hardware { disk, memory }, disk: measured, mode })
     }
 
-    fn want(&self, checkpoint: &Checkpoint, catalog: &Catalog, making: u64) -> Want {
+    pub(super) fn want(&self, checkpoint: &Checkpoint, catalog: &Catalog, making: u64) -> Want {
         let weights: usize = catalog.units.iter().map(airllm_stream::Unit::bytes).sum();
         let limit = self.limit(checkpoint).unwrap_or(CACHE_TOKENS);
         let may_shrink = self.cache_tokens.is_none() && self.context.is_none() && self.windows.is_none();

@@ -11,6 +11,14 @@ const LEAST_CONTEXT: usize = 8;
 /// What tells which ids the tokenizer puts before a text: any text that has ids.
 const PROBE: &str = "a";
 
+/// The ids that a tokenizer puts before a text.
+pub(crate) fn beginning(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let framed = tokenizer.encode(PROBE, true)?;
+    let bare = tokenizer.encode(PROBE, false)?;
+    let at = framed.windows(bare.len().max(1)).position(|ids| ids == bare);
+    Ok(framed[..at.unwrap_or(0)].to_vec())
+}
+
 /// A text as windows of ids, to be predicted. See [`Scores`](crate::eval::Scores) for what is counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Windows {
@@ -30,10 +38,7 @@ impl Windows {
     /// # Errors
     /// A context below 8, a limit of 0, a text shorter than two windows, and what the tokenizer refuses.
     pub fn of(tokenizer: &Tokenizer, text: &str, context: usize, limit: Option<usize>) -> Result<Windows> {
-        let framed = tokenizer.encode(PROBE, true)?;
-        let bare = tokenizer.encode(PROBE, false)?;
-        let at = framed.windows(bare.len().max(1)).position(|ids| ids == bare);
-        let start = framed[..at.unwrap_or(0)].to_vec();
+        let start = beginning(tokenizer)?;
         if context < LEAST_CONTEXT || start.len() > context / 2 {
             let least = LEAST_CONTEXT.max(2 * start.len());
             let what = format!("a context of {context} tokens is too short, {least} are the least");

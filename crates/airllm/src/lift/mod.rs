@@ -27,7 +27,7 @@ pub(crate) use rows::Scratch;
 pub(crate) use source::LiftedSource;
 
 use crate::{Adapter, Error, Result};
-use airllm_format::shard::{ShardTag, TensorSpec};
+use airllm_format::shard::TensorSpec;
 use airllm_format::{Bits, NumFormat, Repo};
 use airllm_model::arch::{Fold, Role};
 use airllm_model::{Config, TensorDecl, UnitDecl};
@@ -114,10 +114,6 @@ impl ShardPlan {
     pub(crate) fn bytes(&self) -> u64 {
         self.tensors.iter().map(TensorPlan::bytes).sum()
     }
-
-    pub(crate) fn tag(&self, fingerprint: &str, bits: Bits) -> ShardTag {
-        ShardTag { unit: self.name.clone(), source: fingerprint.to_owned(), bits }
-    }
 }
 
 /// The format that rows get which are `from` now: what the recipe asks for, but never narrower than the
@@ -132,6 +128,15 @@ pub(crate) fn choose(from: NumFormat, floor: NumFormat, bits: Bits) -> NumFormat
         _ if code_bits(from) <= most => from,
         // `NumFormat` is ordered from the widest to the narrowest.
         floor => wanted.min(floor).max(from),
+    }
+}
+
+/// The precision floor of a tensor where all matrices get one format. Every token depends on all of the embedding and
+/// the head, and they are little of a large model, so they stay above what they may have where each matrix is looked at.
+pub(crate) fn floor(decl: &TensorDecl, bits: Bits) -> NumFormat {
+    match (decl.role, bits.format()) {
+        (Role::Embed | Role::Head, Some(_)) => decl.floor.min(NumFormat::Q6),
+        _ => decl.floor,
     }
 }
 
@@ -246,6 +251,6 @@ fn tensor(
         format if format.is_foreign() && !adapters.is_empty() => NumFormat::F16,
         format => format,
     };
-    let to = choose(from, decl.floor, bits);
+    let to = choose(from, floor(decl, bits), bits);
     Ok(TensorPlan { decl: decl.clone(), entry, stored, adapters, to })
 }

@@ -157,6 +157,22 @@ fn formats() {
         assert_eq!(choose(wanted, Q2, bits), wanted);
         assert_eq!(choose(Q2, Q2, bits), Q2);
     }
+    for (from, floor, wanted) in [
+        (Bf16, Q2, Nf4),
+        (F32, Q4, Nf4),
+        (A8, Q2, Nf4),
+        (Q6K, Q2, Nf4),
+        (Bf16, Q8, Q8),
+        (F32, Q8, Q8),
+        (Q6K, Q8, Q6K),
+        (F16, F32, F32),
+        (Nf4, Q8, Nf4),
+        (Q4, Q2, Q4),
+        (Q4K, Q2, Q4K),
+    ] {
+        assert_eq!(choose(from, floor, Bits::Nf4), wanted, "{from}, floor {floor}");
+    }
+    assert_eq!(choose(Nf4, Q2, Bits::Q3), Q3);
     assert_eq!(choose(Q5_1, Q2, Bits::Q6), Q5_1);
     assert_eq!(choose(Q4K, Q2, Bits::Q3), Q3);
     assert_eq!(choose(A8, Q8, Bits::Q4), Q8);

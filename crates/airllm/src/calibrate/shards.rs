@@ -1,0 +1,179 @@
+//! Writing shards whose rounding knows what the matrices will be multiplied with.
+//!
+//! Layer after layer: the text's hidden states, as the rounded layers before have left them, show what the
+//! matrices of the next one meet; it is rounded by that, written, and passed through as it is now. A shard that an
+//! earlier run finished is only passed through.
+
+use super::layers::{Factors, Layers};
+use super::{BATCH_TOKENS, MEMORY, Samples};
+use crate::error::At;
+use crate::lift::{Scratch, ShardPlan, TensorPlan, UnitPlan};
+use crate::pack::Packer;
+use crate::progress::Meter;
+use crate::{Cancel, Error, Result};
+use airllm_format::shard::ShardWriter;
+use airllm_format::{Repo, ShardEntry};
+use airllm_model::{Binding, Config};
+use airllm_stream::TensorId;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// A checkpoint on its way to calibrated shards.
+pub(crate) struct Calibrated<'a> {
+    repo: &'a Repo,
+    layers: Layers<'a>,
+    samples: &'a Samples,
+    /// The tensors as they will be.
+    units: Vec<UnitPlan>,
+    source: Binding,
+    rounded: Binding,
+    /// Tensors by shard, in the shard's order.
+    shards: HashMap<String, Vec<TensorId>>,
+    /// Hidden states of the text behind what is written.
+    x: Vec<f32>,
+    cancel: Cancel,
+}
+
+impl<'a> Calibrated<'a> {
+    /// `units` are the tensors as they will be, `source` the same at the checkpoint's own precision.
+    pub(crate) fn new(
+        repo: &'a Repo,
+        config: &'a Config,
+        (units, source): (Vec<UnitPlan>, Vec<UnitPlan>),
+        samples: &'a Samples,
+        (threads, memory): (usize, u64),
+        cancel: &Cancel,
+    ) -> Result<Calibrated<'a>> {
+        let batch = (BATCH_TOKENS / samples.context).max(1).min(samples.windows.len());
+        let memory = memory.min(MEMORY);
+        let layers = Layers::new(repo, config, source, (batch, samples.context), (threads, memory), cancel)?;
+        let mut shards: HashMap<String, Vec<TensorId>> = HashMap::new();
+        for (unit, it) in units.iter().enumerate() {
+            let ids = (0..it.tensors.len()).map(|tensor| TensorId { unit, tensor });
+            shards.entry(it.shard.clone()).or_default().extend(ids);
+        }
+        let source = layers.binding(|_| None)?;
+        let rounded = layers.binding(|id| Some(units[id.unit].tensors[id.tensor].to))?;
+        let cancel = cancel.clone();
+        Ok(Calibrated { repo, layers, samples, units, source, rounded, shards, x: Vec::new(), cancel })
+    }
+
+    /// Writes the next shard; they come in the order of the units.
+    pub(crate) fn write(
+        &mut self,
+        shard: &ShardPlan,
+        writer: &mut ShardWriter,
+        packer: &Packer<'_>,
+        meter: &mut Meter<'_>,
+    ) -> Result<()> {
+        match self.layer(&shard.name) {
+            Some(layer) => {
+                self.layers.hold(layer)?;
+                let windows: Vec<&[u32]> = self.samples.windows.iter().map(|ids| &ids[..]).collect();
+                let mut meets = self.x.clone();
+                let factors = self.layers.observe(&self.source, layer, &windows, &mut meets)?;
+                drop(meets);
+                self.rows(shard, &factors, writer, meter)?;
+                self.pass(layer)
+            }
+            None if shard.name == "head" && self.shards["head"].iter().any(|id| self.is_rounded(*id)) => {
+                let windows: Vec<&[u32]> = self.samples.windows.iter().map(|ids| &ids[..]).collect();
+                let factors = self.layers.observe_head(&self.source, &windows, &self.x)?;
+                self.rows(shard, &factors, writer, meter)
+            }
+            None => {
+                packer.shard(shard, writer, meter)?;
+                if shard.name == "embed" { self.embed() } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Goes past a shard that is there already.
+    pub(crate) fn skip(&mut self, shard: &ShardPlan, dir: &Path, entry: &ShardEntry) -> Result<()> {
+        let Some(layer) = self.layer(&shard.name) else {
+            return if shard.name == "embed" { self.embed() } else { Ok(()) };
+        };
+        self.layers.hold(layer)?;
+        let path = dir.join(&entry.file);
+        let mut file = File::open(&path).at(&path, "opening the shard")?;
+        for id in self.shards[&shard.name].clone() {
+            let name = &self.target(id).entry;
+            let Some(tensor) = entry.tensors.iter().find(|tensor| tensor.name == *name) else {
+                let what = format!("{}: there is no {name} in it", path.display());
+                return Err(Error::Input { what });
+            };
+            let mut bytes = vec![0; tensor.bytes as usize];
+            file.seek(SeekFrom::Start(tensor.offset)).at(&path, "reading the shard")?;
+            file.read_exact(&mut bytes).at(&path, "reading the shard")?;
+            self.layers.held.put(id, &bytes)?;
+        }
+        self.pass(layer)
+    }
+
+    fn layer(&self, shard: &str) -> Option<usize> {
+        shard.strip_prefix("layer.")?.parse().ok()
+    }
+
+    fn target(&self, id: TensorId) -> &TensorPlan {
+        &self.units[id.unit].tensors[id.tensor]
+    }
+
+    /// Whether a tensor is rounded to something that calibrating makes better.
+    fn is_rounded(&self, id: TensorId) -> bool {
+        let (to, own) = (self.target(id).to, self.layers.plan(id).to);
+        to != own && to.is_quantised()
+    }
+
+    /// Writes all tensors of a shard, and holds them as they are now.
+    fn rows(
+        &mut self,
+        shard: &ShardPlan,
+        factors: &Factors,
+        writer: &mut ShardWriter,
+        meter: &mut Meter<'_>,
+    ) -> Result<()> {
+        let mut bytes = Vec::new();
+        let mut scratch = Scratch::default();
+        for id in self.shards[&shard.name].clone() {
+            self.cancel.check()?;
+            bytes.clear();
+            let plan = self.target(id);
+            if self.is_rounded(id) {
+                self.layers.round(id, plan.to, factors, 1, &mut bytes)?;
+            } else {
+                bytes.resize(plan.decl.rows() * plan.row_bytes(), 0);
+                plan.rows(self.repo.source(), 0..plan.decl.rows(), &mut scratch, &mut bytes)?;
+            }
+            writer.write(&bytes)?;
+            plan.forget(self.repo);
+            self.layers.held.put(id, &bytes)?;
+            meter.add(&shard.name, bytes.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Passes the text through a layer as it is held now.
+    fn pass(&mut self, layer: usize) -> Result<()> {
+        let windows: Vec<&[u32]> = self.samples.windows.iter().map(|ids| &ids[..]).collect();
+        self.layers.run(&self.rounded, layer, &windows, &mut self.x, None)?;
+        self.layers.held.clear();
+        Ok(())
+    }
+
+    /// Embeds the text with the embedding as it is stored.
+    fn embed(&mut self) -> Result<()> {
+        let mut scratch = Scratch::default();
+        for id in self.shards["embed"].clone() {
+            let plan = self.target(id);
+            let mut bytes = vec![0; plan.decl.rows() * plan.row_bytes()];
+            plan.rows(self.repo.source(), 0..plan.decl.rows(), &mut scratch, &mut bytes)?;
+            self.layers.held.put(id, &bytes)?;
+        }
+        let windows: Vec<&[u32]> = self.samples.windows.iter().map(|ids| &ids[..]).collect();
+        self.x = self.layers.embed(&self.rounded, &windows)?;
+        self.layers.held.clear();
+        Ok(())
+    }
+}
