@@ -65,9 +65,28 @@ pub enum Command {
     Inspect(Inspect),
     /// Say where every layer will live, and how fast that will be
     Plan(Plan),
+    /// Show how much the model suffers from fewer bits in each of its matrices
+    ///
+    /// Reads a calibration text once, in one pass over the weights, and measures for each matrix what rounding it does:
+    /// to the products with its inputs at every width, to the output of its layer, and to the distributions at the end
+    /// (mean KL divergence, in nats a token). The result is kept in the cache. Of prepared shards, what their formats
+    /// were chosen by is shown.
+    Sensitivity(Sensitivity),
     /// Write the logits of given tokens as safetensors
     Logits(Logits),
     /// Say how well a model predicts a text, and how far it is from a reference
+    ///
+    /// Perplexity with its standard error and bits per byte; with --reference also the KL divergence of the
+    /// reference's distribution from the model's, and how often both find the same token the likeliest.
+    ///
+    /// Windows and counting are those of llama-perplexity: the text's tokens are cut into windows of --context
+    /// tokens, what is left over is not used, the token for the beginning (if the tokenizer adds one) takes the
+    /// place of the first token of each window, and of the predictions only those of the second half of each
+    /// window count. Perplexity is exp of their mean negative log-likelihood; its standard error comes from the mean
+    /// of squares. A text of less than two windows is refused.
+    ///
+    /// With a reference both models run in turn, the model in up to half of --ram, the reference in what the model
+    /// leaves; only logits of one pass are held.
     Eval(Eval),
     /// Turn text into token ids, or ids into text
     Tokenize(Tokenize),
@@ -85,7 +104,7 @@ pub struct Merge {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Write shards instead, with so many bits a weight; 16 is the checkpoint's own precision
-    #[arg(long, value_name = "16|8|6|5|4|3|2")]
+    #[arg(long, value_name = "16|8|6|5|4|3|2|nf4")]
     pub bits: Option<BitWidth>,
     /// Never use the network
     #[arg(long)]
@@ -100,9 +119,25 @@ pub struct Merge {
 #[command(next_help_heading = "Model options")]
 pub struct Weights {
     /// Bits a weight: 16 keeps the checkpoint's own precision and runs from its own files; 8, 6, 5, 4, 3
-    /// and 2 make it smaller and faster, and prepare it once
-    #[arg(long, value_name = "16|8|6|5|4|3|2")]
-    pub bits: Option<BitWidth>,
+    /// and 2 make it smaller and faster, all matrices alike, and prepare it once; nf4 is QLoRA's format of four
+    /// bits. A number with a point, such as 3.7 or 4.0, is an average: each matrix gets the bits that the model
+    /// needs there
+    #[arg(long, value_name = "16|8|6|5|4|3|2|nf4|N.N")]
+    pub bits: Option<Width>,
+    /// As --bits with a point, for shards of this size in all, such as 20GB
+    #[arg(long, value_name = "SIZE", conflicts_with = "bits")]
+    pub size: Option<Size>,
+    /// As --bits with a point, for the fewest bits with this expected mean KL divergence from the checkpoint,
+    /// in nats a token, such as 0.01
+    #[arg(long, value_name = "KL", conflicts_with_all = ["bits", "size"])]
+    pub quality: Option<f64>,
+    /// Round by what matrices are multiplied with while this text is read, which takes longer and is better: a
+    /// file, or "built-in", which averages take if nothing is said
+    #[arg(long, value_name = "FILE|built-in")]
+    pub calibration: Option<PathBuf>,
+    /// Take no more than so many tokens of the calibration text
+    #[arg(long, value_name = "N", default_value_t = 32_768)]
+    pub calibration_tokens: u32,
     /// Never use the network
     #[arg(long)]
     pub offline: bool,
@@ -247,6 +282,18 @@ pub struct Prepare {
 }
 
 #[derive(Debug, Args)]
+pub struct Sensitivity {
+    /// The model, instead of --model
+    #[arg(value_name = "MODEL")]
+    pub target: Option<String>,
+    /// Also draw a heat map of layers and matrices
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub weights: Weights,
+}
+
+#[derive(Debug, Args)]
 pub struct Inspect {
     /// The model, instead of --model
     #[arg(value_name = "MODEL")]
@@ -286,17 +333,6 @@ pub struct Logits {
     pub running: Running,
 }
 
-/// Perplexity with its standard error and bits per byte; with --reference also the KL divergence of the
-/// reference's distribution from the model's, and how often both find the same token the likeliest.
-///
-/// Windows and counting are those of llama-perplexity: the text's tokens are cut into windows of --context
-/// tokens, what is left over is not used, the token for the beginning (if the tokenizer adds one) takes the
-/// place of the first token of each window, and of the predictions only those of the second half of each
-/// window count. Perplexity is exp of their mean negative log-likelihood; its standard error comes from the mean
-/// of squares. A text of less than two windows is refused.
-///
-/// With a reference both models run in turn, the model in up to half of --ram, the reference in what the model
-/// leaves; only logits of one pass are held.
 #[derive(Debug, Args)]
 pub struct Eval {
     /// The text to predict; "-" is standard input
@@ -376,10 +412,32 @@ impl std::str::FromStr for BitWidth {
     type Err = String;
 
     fn from_str(text: &str) -> Result<BitWidth, String> {
+        if text == airllm::Bits::Nf4.name() {
+            return Ok(BitWidth(airllm::Bits::Nf4));
+        }
         let known = std::iter::once(airllm::Bits::Source).chain(airllm::Bits::NARROW);
         let mut known = known.filter(|bits| bits.width().to_string() == text);
-        let expected = "expected 16 (the checkpoint's own precision), 8, 6, 5, 4, 3 or 2";
+        let expected = "expected 16 (the checkpoint's own precision), 8, 6, 5, 4, 3, 2 or nf4";
         known.next().map(BitWidth).ok_or_else(|| expected.to_owned())
+    }
+}
+
+/// Bits a weight as typed, of each or on average.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Width(pub airllm::Target);
+
+impl std::str::FromStr for Width {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Width, String> {
+        let average = text.contains('.').then(|| text.parse().ok()).flatten();
+        match average.map(airllm::Target::Average) {
+            Some(target) => target.check().map(|()| Width(target)).map_err(|error| error.to_string()),
+            None => match text.parse() {
+                Ok(BitWidth(bits)) => Ok(Width(airllm::Target::Uniform(bits))),
+                Err(expected) => Err(format!("{expected}, or an average with a point, such as 3.7")),
+            },
+        }
     }
 }
 
@@ -407,6 +465,17 @@ mod tests {
     #[test]
     fn definitions_are_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn widths() {
+        use airllm::{Bits, Target};
+        assert_eq!("4".parse::<Width>().unwrap().0, Target::Uniform(Bits::Q4));
+        assert_eq!("4.0".parse::<Width>().unwrap().0, Target::Average(4.0));
+        assert_eq!("3.7".parse::<Width>().unwrap().0, Target::Average(3.7));
+        for bad in ["", "7", "x", "3,7", "0.0", "-3.5", "17.5", "inf.", "4.x"] {
+            assert!(bad.parse::<Width>().unwrap_err().contains("expected"), "{bad}");
+        }
     }
 
     #[test]

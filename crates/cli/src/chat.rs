@@ -58,7 +58,7 @@ pub fn run(common: &Common, args: &Chat, cancel: &Cancel) -> Result<()> {
     options.validate()?;
     let bars = Arc::new(Bars::new());
     let mut builder = model::builder(common, cancel, &bars);
-    builder = model::running(builder, &args.running);
+    builder = model::running(builder, &args.running)?;
     if let Some(context) = args.context {
         builder = builder.context(context);
     }

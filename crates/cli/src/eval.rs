@@ -31,7 +31,7 @@ pub fn run(common: &Common, args: &Eval, cancel: &Cancel) -> Result<()> {
     let bars = Arc::new(Bars::new());
     let plain = model::tuning(model::builder(common, cancel, &bars), &args.running.tuning);
     let builder =
-        model::adapters(model::weights(plain.clone(), &args.running.weights), &args.running.adapters);
+        model::adapters(model::weights(plain.clone(), &args.running.weights)?, &args.running.adapters);
     let checkpoint = model::find(&builder, common, None)?;
     let windows = windows(&builder, &checkpoint, &text, args)?;
     let other = plain.offline(args.running.weights.offline);

@@ -48,7 +48,7 @@ pub fn run(common: &Common, args: &Generate, cancel: &Cancel) -> Result<()> {
     options.validate()?;
     let bars = Arc::new(Bars::new());
     let mut builder = model::builder(common, cancel, &bars);
-    builder = model::running(builder, &args.running);
+    builder = model::running(builder, &args.running)?;
     builder = builder.timeline(args.timeline || args.trace.is_some());
     if let Some(context) = args.context {
         builder = builder.context(context);

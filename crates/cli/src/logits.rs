@@ -7,7 +7,6 @@ use crate::{model, output};
 use airllm::{Cancel, Error};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use std::path::Path;
 use std::sync::Arc;
 
 pub fn run(common: &Common, args: &Logits, cancel: &Cancel) -> Result<()> {
@@ -17,7 +16,7 @@ pub fn run(common: &Common, args: &Logits, cancel: &Cancel) -> Result<()> {
     }
     let bars = Arc::new(Bars::new());
     let mut builder = model::builder(common, cancel, &bars);
-    builder = model::running(builder, &args.running);
+    builder = model::running(builder, &args.running)?;
     let checkpoint = model::find(&builder, common, None)?;
     let limit = builder.limit(&checkpoint).unwrap_or(usize::MAX);
     if ids.len() > limit {
@@ -51,7 +50,7 @@ pub fn run(common: &Common, args: &Logits, cancel: &Cancel) -> Result<()> {
     }
     let names: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();
     let file = safetensors::serialize(tensors, None).map_err(anyhow::Error::from)?;
-    write(&args.out, &file)?;
+    output::file(&args.out, &file)?;
     if common.json {
         return output::json(&serde_json::json!({
             "out": args.out, "rows": logits.rows, "vocab": logits.vocab, "tensors": names,
@@ -65,27 +64,4 @@ pub fn run(common: &Common, args: &Logits, cancel: &Cancel) -> Result<()> {
         logits.vocab
     ));
     Ok(())
-}
-
-/// A temporary name first: the file is whole or not there.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = |doing| move |source| Error::Io { path: path.to_path_buf(), doing, source };
-    let is_plain = std::fs::metadata(path).map_or(true, |meta| meta.is_file());
-    let Some(name) = path.file_name().filter(|_| is_plain) else {
-        // A device such as /dev/stdout: nothing to rename.
-        return Ok(std::fs::write(path, bytes).map_err(failed("writing"))?);
-    };
-    let part = path.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
-    let result = std::fs::File::create(&part)
-        .map_err(failed("creating a file beside it"))
-        .and_then(|mut file| {
-            use std::io::Write;
-            file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("writing"))
-        })
-        .and_then(|()| std::fs::rename(&part, path).map_err(failed("giving the file its name")));
-    if result.is_err() {
-        // The first error is the one to tell.
-        let _ = std::fs::remove_file(&part);
-    }
-    Ok(result?)
 }

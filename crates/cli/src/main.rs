@@ -1,4 +1,4 @@
-//! The `airllm` command: generate, chat, prepare, merge, inspect, plan, logits, eval, tokenize, cache.
+//! The `airllm` command: generate, chat, prepare, merge, inspect, plan, sensitivity, logits, eval, tokenize, cache.
 //!
 //! Standard output carries only results; progress and the closing physics line go to standard error.
 //! Everything a command does is done by the `airllm` library; here are arguments, bars and tables.
@@ -11,6 +11,7 @@ mod demo;
 mod eval;
 mod exit;
 mod generate;
+mod heatmap;
 mod input;
 mod inspect;
 mod logits;
@@ -20,6 +21,7 @@ mod output;
 mod plan;
 mod prepare;
 mod progress;
+mod sensitivity;
 mod signal;
 mod tokenize;
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => merge::run(common, args, &cancel),
         Command::Inspect(args) => inspect::run(common, args, &cancel),
         Command::Plan(args) => plan::run(common, args, &cancel),
+        Command::Sensitivity(args) => sensitivity::run(common, args, &cancel),
         Command::Logits(args) => logits::run(common, args, &cancel),
         Command::Eval(args) => eval::run(common, args, &cancel),
         Command::Tokenize(args) => tokenize::run(common, args),

@@ -1,6 +1,6 @@
 //! `airllm merge`: folds adapters into weights.
 
-use crate::args::{Common, Merge, Weights};
+use crate::args::{Common, Merge};
 use crate::exit::Result;
 use crate::progress::Bars;
 use crate::{model, output};
@@ -10,8 +10,13 @@ use std::time::Instant;
 
 pub fn run(common: &Common, args: &Merge, cancel: &Cancel) -> Result<()> {
     let bars = Arc::new(Bars::new());
-    let weights = Weights { bits: args.bits, offline: args.offline, revision: args.revision.clone() };
-    let mut builder = model::weights(model::builder(common, cancel, &bars), &weights);
+    let mut builder = model::builder(common, cancel, &bars).offline(args.offline);
+    if let Some(bits) = args.bits {
+        builder = builder.bits(bits.0);
+    }
+    if let Some(revision) = &args.revision {
+        builder = builder.revision(revision);
+    }
     let checkpoint = model::find(&builder, common, None)?;
     let begin = Instant::now();
     let (files, bytes) = if args.bits.is_some() {

@@ -4,7 +4,8 @@ use crate::args::{Adapters, Common, Running, Tuning, Weights};
 use crate::demo;
 use crate::exit::{Result, usage};
 use crate::progress::Bars;
-use airllm::{AutoModel, Builder, Cancel, Checkpoint};
+use airllm::{AutoModel, Builder, CalibrationText, Cancel, Checkpoint, Target};
+use std::path::Path;
 use std::sync::Arc;
 
 /// What the common options ask of the library.
@@ -21,19 +22,28 @@ pub fn builder(common: &Common, cancel: &Cancel, bars: &Arc<Bars>) -> Builder {
 }
 
 /// Adds how the model is stored and fetched.
-pub fn weights(mut builder: Builder, args: &Weights) -> Builder {
-    if let Some(bits) = args.bits {
-        builder = builder.bits(bits.0);
+pub fn weights(mut builder: Builder, args: &Weights) -> Result<Builder> {
+    let size = args.size.map(|size| Target::Size(size.0));
+    if let Some(target) = args.bits.map(|bits| bits.0).or(size).or(args.quality.map(Target::Quality)) {
+        builder = builder.target(target);
     }
+    match &args.calibration {
+        Some(name) if name == Path::new("built-in") => {
+            builder = builder.calibration(CalibrationText::default())
+        }
+        Some(file) => builder = builder.calibration(CalibrationText::read(file)?),
+        None => {}
+    }
+    builder = builder.calibration_tokens(args.calibration_tokens as usize);
     if let Some(revision) = &args.revision {
         builder = builder.revision(revision);
     }
-    builder.offline(args.offline)
+    Ok(builder.offline(args.offline))
 }
 
 /// Adds all that can be chosen about a model that runs.
-pub fn running(builder: Builder, args: &Running) -> Builder {
-    tuning(adapters(weights(builder, &args.weights), &args.adapters), &args.tuning)
+pub fn running(builder: Builder, args: &Running) -> Result<Builder> {
+    Ok(tuning(adapters(weights(builder, &args.weights)?, &args.adapters), &args.tuning))
 }
 
 /// Adds what is added to the weights.

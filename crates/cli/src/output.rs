@@ -1,8 +1,10 @@
 //! Standard output: results, and nothing else.
 
 use crate::exit::{Failure, Result};
+use airllm::Error;
 use serde::Serialize;
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 
 /// Writes text as it is and passes it on at once.
 pub fn text(text: &str) -> Result<()> {
@@ -30,6 +32,26 @@ fn closed(result: std::io::Result<()>) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Failure::ClosedOutput),
         result => Ok(result?),
     }
+}
+
+/// Writes a file, under a temporary name first: the file is whole or not there.
+pub fn file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = |doing| move |source| Error::Io { path: path.to_path_buf(), doing, source };
+    let is_plain = std::fs::metadata(path).map_or(true, |meta| meta.is_file());
+    let Some(name) = path.file_name().filter(|_| is_plain) else {
+        // A device such as /dev/stdout: nothing to rename.
+        return Ok(std::fs::write(path, bytes).map_err(failed("writing"))?);
+    };
+    let part = path.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
+    let result = std::fs::File::create(&part)
+        .map_err(failed("creating a file beside it"))
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("writing")))
+        .and_then(|()| std::fs::rename(&part, path).map_err(failed("giving the file its name")));
+    if result.is_err() {
+        // The first error is the one to tell.
+        let _ = std::fs::remove_file(&part);
+    }
+    Ok(result?)
 }
 
 /// Columns with two spaces between; the first is aligned left, the others right.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub fn run(common: &Common, args: &Plan, cancel: &Cancel) -> Result<()> {
     let bars = Arc::new(Bars::new());
     let mut builder = model::builder(common, cancel, &bars);
-    builder = model::running(builder, &args.running);
+    builder = model::running(builder, &args.running)?;
     if let Some(context) = args.context {
         builder = builder.context(context);
     }

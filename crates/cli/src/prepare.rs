@@ -4,14 +4,14 @@ use crate::args::{Common, Prepare};
 use crate::exit::{Result, bad_input, usage};
 use crate::progress::Bars;
 use crate::{model, output, signal};
-use airllm::{Cancel, Checkpoint, Error, Form, Prepared, Repo, Size, delete_weights};
+use airllm::{Builder, Cancel, Checkpoint, Error, Form, Prepared, Repo, Size, Widths, delete_weights};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 pub fn run(common: &Common, args: &Prepare, cancel: &Cancel) -> Result<()> {
     let bars = Arc::new(Bars::new());
-    let mut builder = model::weights(model::builder(common, cancel, &bars), &args.weights);
+    let mut builder = model::weights(model::builder(common, cancel, &bars), &args.weights)?;
     let checkpoint = model::find(&builder, common, args.target.as_deref())?;
     match (&args.out, checkpoint.form()) {
         (Some(out), Form::Prepared(_)) => {
@@ -34,6 +34,13 @@ pub fn run(common: &Common, args: &Prepare, cancel: &Cancel) -> Result<()> {
         (None, _) => {}
     }
     let begin = Instant::now();
+    // A folder of something else is refused before anything is measured.
+    builder.made(&checkpoint)?;
+    let widths = builder.widths(&checkpoint)?;
+    bars.clear();
+    if let Some(widths) = &widths {
+        chosen(&builder, &checkpoint, widths)?;
+    }
     // Asked for by name, every byte that is there already is checked, and mended where it is damaged.
     let prepared = builder.check_existing(true).prepare(&checkpoint)?;
     bars.clear();
@@ -44,6 +51,9 @@ pub fn run(common: &Common, args: &Prepare, cancel: &Cancel) -> Result<()> {
         return output::json(&serde_json::json!({
             "path": prepared.dir(),
             "bits": manifest.recipe.bits,
+            "recipe": manifest.recipe.name(),
+            "bits_per_weight": widths.as_ref().map(Widths::bits),
+            "expected_kl": widths.as_ref().map(|widths| widths.kl),
             "shards": manifest.shards.len(),
             "bytes": bytes,
             "seconds": begin.elapsed().as_secs_f64(),
@@ -51,12 +61,27 @@ pub fn run(common: &Common, args: &Prepare, cancel: &Cancel) -> Result<()> {
         }));
     }
     output::line(&prepared.dir().display().to_string())?;
-    let bits = manifest.recipe.bits.name();
+    let bits = manifest.recipe.name();
     let seconds = begin.elapsed().as_secs_f64();
     output::note(&format!("{} shards, {} ({bits}), {seconds:.1} s", manifest.shards.len(), Size(bytes)));
     for path in deleted {
         output::note(&format!("deleted {}", path.display()));
     }
+    Ok(())
+}
+
+/// Says what was chosen, and what it is expected to bring.
+fn chosen(builder: &Builder, checkpoint: &Checkpoint, widths: &Widths) -> Result<()> {
+    let sensitivity = builder.sensitivity(checkpoint)?;
+    let tensors = sensitivity.tensors.iter();
+    let formats: Vec<_> = tensors.filter_map(|it| widths.format(&it.unit, it.role())).collect();
+    output::note(crate::sensitivity::chosen(&sensitivity, &formats).trim_end());
+    output::note(&format!("all tensors: {:.3} bits a weight, {}", widths.bits(), Size(widths.bytes)));
+    let (now, then) = builder.gain(checkpoint, widths)?;
+    output::note(&format!(
+        "expected {then:.2} tokens/s, {:.2} times the {now:.2} of the checkpoint as it is",
+        then / now
+    ));
     Ok(())
 }
 

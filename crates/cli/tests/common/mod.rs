@@ -43,6 +43,7 @@ impl Place {
         self.command(args).output().unwrap()
     }
 
+    #[allow(dead_code, reason = "not every test file uses every helper")]
     /// Runs with these bytes on standard input.
     pub fn feed(&self, args: &[&str], input: &[u8]) -> Output {
         let mut child = self.command(args).stdin(Stdio::piped()).spawn().unwrap();
