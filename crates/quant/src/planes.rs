@@ -87,7 +87,7 @@ impl Kind {
     }
 
     /// The codes of least squared error under a scale, and that error.
-    #[inline(always)]
+    #[inline]
     fn round(self, weights: &Group, importance: &Group, scale: f32) -> (f32, Group) {
         // Adding this leaves the nearest integer, ties to even.
         const ROUND: f32 = 12_582_912.0;
@@ -104,7 +104,6 @@ impl Kind {
     }
 
     /// The scale of least squared error of a group, were it stored exactly; 0 for nothing but zeros.
-    #[inline(always)]
     fn scale(self, weights: &Group, importance: &Group) -> f32 {
         let largest = weights.iter().fold(0f32, |m, &w| if w.abs() > m.abs() { w } else { m });
         if largest.abs() < NOTHING {
@@ -135,16 +134,8 @@ impl Kind {
         best.1
     }
 
-    /// Scales and codes of 256 weights, by the widest vectors that the processor has; the same bits with any.
+    /// Scales and codes of 256 weights.
     pub(crate) fn fit(self, weights: &[Group; GROUPS], importance: &[Group; GROUPS]) -> Block {
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || self.search_all(weights, importance),
-        )
-    }
-
-    #[inline(always)]
-    fn search_all(self, weights: &[Group; GROUPS], importance: &[Group; GROUPS]) -> Block {
         let empty = (f16::ZERO, [0.0; GROUP], [[0.0; GROUP]; GROUPS]);
         let mut best = Block { error: f32::INFINITY, d: empty.0, scales: empty.1, codes: empty.2 };
         let mut wanted = [0f32; GROUPS];
@@ -186,7 +177,6 @@ impl Kind {
 
     /// The best of the scales next to those that are wanted, or next to the same with the other sign: turned
     /// around, a group may fit the steps of `d` better.
-    #[inline(always)]
     fn under(self, weights: &[Group; GROUPS], importance: &[Group; GROUPS], wanted: &Group, d: f16) -> Block {
         let Search { least, most, .. } = *self.search();
         let mut block = Block { error: 0.0, d, scales: [0.0; GROUP], codes: [[0.0; GROUP]; GROUPS] };
@@ -247,7 +237,6 @@ fn put_quarters(codes: &[u8; STEP], shift: usize, to: &mut [u8]) {
 }
 
 /// `Σ v·w·code` and `Σ v·code²`.
-#[inline(always)]
 fn products(weights: &Group, importance: &Group, codes: &Group) -> (f32, f32) {
     let (mut cross, mut power) = ([0f32; GROUP], [0f32; GROUP]);
     for i in 0..GROUP {
@@ -259,7 +248,6 @@ fn products(weights: &Group, importance: &Group, codes: &Group) -> (f32, f32) {
 }
 
 /// The sum, in an order that vectors can follow.
-#[inline(always)]
 fn sum(lanes: Group) -> f32 {
     let mut four = [0f32; 4];
     for i in 0..4 {
