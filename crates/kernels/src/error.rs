@@ -32,6 +32,16 @@ pub enum Error {
         /// Name of the device.
         device: &'static str,
     },
+    /// A kernel did not run to its end.
+    #[error("{verb}: kernel {kernel}: {what}")]
+    Kernel {
+        /// The verb that was called.
+        verb: &'static str,
+        /// The kernel's name.
+        kernel: String,
+        /// What went wrong.
+        what: String,
+    },
 }
 
 /// A result of this crate.

@@ -4,7 +4,8 @@
 //! engine sees of it, [`Ops`] (some ten verbs over rows of f32) is all that a model sees. Devices:
 //!
 //! - [`Cpu`] computes from host memory, with AVX2 where the processor has it;
-//! - [`Trace`] computes nothing, but checks and logs every call.
+//! - [`Trace`] computes nothing, but checks and logs every call;
+//! - `Emu`, with the feature `emu`, runs the CUDA kernels on the host, thread by thread. For tests.
 //!
 //! [`mod@conformance`] holds the cases that every device must pass.
 //!
@@ -26,8 +27,12 @@
 //!
 //! What is absent: files, models, and any choice between devices.
 
+#[cfg(feature = "emu")]
+mod abi;
 pub mod conformance;
 mod cpu;
+#[cfg(feature = "emu")]
+mod emu;
 mod error;
 mod memory;
 mod ops;
@@ -35,6 +40,8 @@ mod shape;
 mod trace;
 
 pub use cpu::{Cpu, CpuBuf};
+#[cfg(feature = "emu")]
+pub use emu::{Emu, EmuBuf, EmuView, Order, Rung};
 pub use error::{Error, Result};
 pub use memory::Memory;
 pub use ops::{Activation, Attend, Columns, Matrix, Ops, Place, Rope, RopeKind, Work, alibi_slope};

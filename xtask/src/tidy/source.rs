@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 const MOST_LINES: usize = 500;
 /// Folders with sources, from the root of the repository.
 const FOLDERS: [&str; 6] = ["crates", "tests", "benches", "xtask", "fuzz", "kernels"];
+/// Extensions of sources.
+const SOURCES: [&str; 5] = ["rs", "cu", "cuh", "h", "cpp"];
 /// Crates that forbid `unsafe` altogether.
 const SAFE: [&str; 5] = ["airllm-format", "airllm-quant", "airllm-text", "airllm-model", "airllm"];
 /// Beginnings of the paths where `unsafe` may stand.
@@ -61,7 +63,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
             if name != "target" && !name.starts_with('.') {
                 collect(&path, files)?;
             }
-        } else if path.extension().is_some_and(|e| e == "rs" || e == "cu" || e == "h") {
+        } else if path.extension().is_some_and(|e| SOURCES.iter().any(|source| e == *source)) {
             files.push(path);
         }
     }

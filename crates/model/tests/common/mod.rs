@@ -3,7 +3,7 @@
 
 use airllm_format::safetensors::{Dtype, Header};
 use airllm_format::{MemorySource, NumFormat};
-use airllm_kernels::Cpu;
+use airllm_kernels::{Cpu, Ops};
 use airllm_model::arch::{Arch, Flag, Fold, RopeExtra};
 use airllm_model::{Config, Model, Sequence, Span, TensorDecl, UnitDecl, Want, bind};
 use airllm_stream::{Catalog, ExpertCache, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
@@ -165,11 +165,11 @@ fn lifted(decl: &TensorDecl, format: NumFormat, tensors: &Tensors) -> Vec<u8> {
     numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
 }
 
-/// A checkpoint on the CPU, streaming through a ring of small slots.
-pub struct Run {
-    pub model: Model<Cpu>,
-    pub weights: Pipeline<Cpu>,
-    device: Arc<Cpu>,
+/// A checkpoint on a device, streaming through a ring of small slots.
+pub struct Run<D: Ops = Cpu> {
+    pub model: Model<D>,
+    pub weights: Pipeline<D>,
+    device: Arc<D>,
 }
 
 /// Most tokens of a pass in these tests.
@@ -186,6 +186,13 @@ impl Run {
     }
 
     pub fn parsed(config: Config, tensors: &Tensors) -> Self {
+        Self::on(Cpu::new(2), config, tensors)
+    }
+}
+
+impl<D: Ops> Run<D> {
+    /// A checkpoint of these tensors on this device.
+    pub fn on(device: D, config: Config, tensors: &Tensors) -> Self {
         let catalog = catalog(&config, |hf| tensors.format(hf));
         let files = config.units().into_iter().zip(&catalog.units).map(|(decl, unit)| {
             let mut bytes = Vec::new();
@@ -204,7 +211,7 @@ impl Run {
             (unit.name.clone(), bytes)
         });
         let source = Arc::new(MemorySource::new(files.collect()).with_alignment(4096));
-        let device = Arc::new(Cpu::new(2));
+        let device = Arc::new(device);
         let binding = bind(&config, &catalog).unwrap();
         let options = Options {
             pinned: Vec::new(),
@@ -224,12 +231,12 @@ impl Run {
         self.model.config()
     }
 
-    pub fn sequence(&self) -> Sequence<Cpu> {
+    pub fn sequence(&self) -> Sequence<D> {
         Sequence::new(&*self.device, self.model.config(), 256).unwrap()
     }
 
     /// One span in one pass.
-    pub fn run(&mut self, seq: &mut Sequence<Cpu>, ids: &[u32], rope_len: usize, want: Want) -> Vec<f32> {
+    pub fn run(&mut self, seq: &mut Sequence<D>, ids: &[u32], rope_len: usize, want: Want) -> Vec<f32> {
         let span = Span { ids, seq, rope_len, logits: want };
         self.model.forward(&mut self.weights, &mut [span], None).unwrap().remove(0)
     }

@@ -1,0 +1,364 @@
+// Runs kernels on the host: a fiber for each thread of a block, one block after the other, on the caller's thread.
+//
+// A thread runs until it waits for others or ends; then the next that can run does. The order in which threads, and
+// blocks, take turns is chosen at launch: a result that depends on it betrays a missing barrier. Where nobody can run and
+// not all have ended, the launch fails and says who waits for what.
+
+#include "../include/emu.h"
+#include "fiber.h"
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+namespace emu {
+namespace {
+
+enum class Order : uint32_t { Forward, Reverse, Random };
+
+enum class State : uint8_t { Ready, Waiting, Done };
+
+struct Thread {
+    Fiber fiber;
+    Dim index;
+    State state;
+    // What it waits for, if it waits.
+    Op op;
+    bool at_barrier;
+    uint32_t mask;
+    const char *file;
+    int line;
+    // What a collective gave it.
+    uint64_t result;
+};
+
+// Lanes that have come to a collective and wait for the rest.
+struct Pending {
+    Op op;
+    uint32_t mask, arrived;
+    uint64_t values[32];
+    uint32_t arguments[32];
+};
+
+struct Site {
+    const char *name;
+    size_t at, bytes;
+};
+
+// SplitMix64 (Steele et al. 2014).
+struct Random {
+    uint64_t state;
+    uint64_t next() {
+        state += 0x9e3779b97f4a7c15u;
+        uint64_t z = (state ^ state >> 30) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+        return z ^ z >> 31;
+    }
+    // Puts numbers in any order.
+    template <class T> void shuffle(std::vector<T> &numbers) {
+        for (size_t i = numbers.size(); i > 1; i--) std::swap(numbers[i - 1], numbers[next() % i]);
+    }
+};
+
+// Shared memory of a block, as much as every device since sm_75 has without asking.
+constexpr size_t SHARED_BYTES = 48 << 10;
+
+struct Machine {
+    const Entry *kernel = nullptr;
+    const void *params = nullptr;
+    Indices indices{};
+    Fiber home;
+    // Stacks are kept from launch to launch; the first `count` threads are those of the block.
+    std::vector<Thread> threads;
+    size_t count = 0;
+    Order order = Order::Forward;
+    Random random{};
+    // Numbers of threads in the order of their turns, and whose turn it is.
+    std::vector<uint32_t> turns;
+    size_t turn = 0;
+    Thread *now = nullptr;
+    size_t at_barrier = 0, done = 0;
+    std::vector<std::vector<Pending>> pending;
+    alignas(64) unsigned char memory[SHARED_BYTES];
+    std::vector<Site> sites;
+    size_t dynamic = 0, used = 0;
+    std::string failure;
+
+    void run_block();
+    void fill_turns();
+    [[noreturn]] void fail(std::string what);
+    void wait();
+    void next(bool ended);
+    std::string who_waits() const;
+};
+
+thread_local Machine machine;
+
+const Entry *&first_entry() {
+    static const Entry *first = nullptr;
+    return first;
+}
+
+const char *name_of(Op op) {
+    constexpr const char *NAMES[] = {"__syncwarp",       "__shfl_sync",   "__shfl_xor_sync", "__shfl_up_sync",
+                                     "__shfl_down_sync", "__ballot_sync", "__any_sync",      "__all_sync"};
+    return NAMES[static_cast<int>(op)];
+}
+
+std::string text(const char *format, auto... values) {
+    char buffer[400];
+    std::snprintf(buffer, sizeof buffer, format, values...);
+    return buffer;
+}
+
+// What a fiber runs: the kernel once, as one thread.
+void thread_main() {
+    Machine &m = machine;
+    m.kernel->call(m.params);
+    m.now->state = State::Done;
+    m.done++;
+    m.next(true);
+}
+
+void Machine::fill_turns() {
+    turns.resize(count);
+    for (size_t i = 0; i < count; i++) turns[i] = order == Order::Reverse ? count - 1 - i : i;
+    if (order == Order::Random) random.shuffle(turns);
+}
+
+void Machine::run_block() {
+    at_barrier = done = turn = used = 0;
+    sites.clear();
+    std::memset(memory, 0xff, dynamic);
+    used = (dynamic + 15) / 16 * 16;
+    for (auto &warp : pending) warp.clear();
+    fill_turns();
+    for (size_t i = 0; i < count; i++) {
+        threads[i].state = State::Ready;
+        threads[i].fiber.start(thread_main);
+    }
+    now = &threads[turns[0]];
+    indices.thread = now->index;
+    home.switch_to(now->fiber, false);
+}
+
+// Ends the launch from within a thread. The other threads are left where they are; nothing in them needs to be undone.
+void Machine::fail(std::string what) {
+    failure = std::move(what);
+    now->fiber.switch_to(home, true);
+    __builtin_unreachable();
+}
+
+// Lets others run until this thread may.
+void Machine::wait() {
+    now->state = State::Waiting;
+    next(false);
+}
+
+// The next thread that can run.
+void Machine::next(bool ended) {
+    Thread *last = now;
+    if (order == Order::Random) turn = random.next() % count;
+    for (size_t i = 1; i <= count; i++) {
+        const size_t at = turn + i < count ? turn + i : turn + i - count;
+        Thread &thread = threads[turns[at]];
+        if (thread.state != State::Ready) continue;
+        turn = at;
+        if (&thread == last) return;
+        now = &thread;
+        indices.thread = thread.index;
+        last->fiber.switch_to(thread.fiber, ended);
+        return;
+    }
+    if (done == count) last->fiber.switch_to(home, true);
+    fail(who_waits());
+}
+
+// Threads that wait, those at the same place together.
+std::string Machine::who_waits() const {
+    std::string found = text("%zu of %zu threads have ended, the others wait for each other:", done, count);
+    std::vector<bool> named(count);
+    for (size_t i = 0; i < count; i++) {
+        const Thread &thread = threads[i];
+        if (thread.state != State::Waiting || named[i]) continue;
+        std::string who;
+        size_t same_place = 0;
+        for (size_t j = i; j < count; j++) {
+            const Thread &other = threads[j];
+            const bool same = other.state == State::Waiting && other.line == thread.line && other.file == thread.file &&
+                              (thread.at_barrier || (other.mask == thread.mask && j / 32 == i / 32));
+            if (!same) continue;
+            named[j] = true;
+            if (same_place++ < 8) who += (same_place > 1 ? ", " : "") + std::to_string(j);
+        }
+        if (same_place > 8) who += ", ...";
+        const std::string what = thread.at_barrier ? "__syncthreads" : text("%s of mask %08x", name_of(thread.op), thread.mask);
+        found += text(" %zu threads (%s) in %s at %s:%d;", same_place, who.c_str(), what.c_str(), thread.file, thread.line);
+    }
+    found.pop_back();
+    return found;
+}
+
+uint64_t result_of(const Pending &all, uint32_t lane) {
+    uint32_t ballot = 0;
+    if (all.op >= Op::Ballot) {
+        for (uint32_t i = 0; i < 32; i++) ballot |= (all.mask >> i & 1 && all.values[i]) ? 1u << i : 0;
+    }
+    const uint32_t argument = all.arguments[lane];
+    uint32_t from = lane;
+    switch (all.op) {
+    case Op::Sync: return 0;
+    case Op::Ballot: return ballot;
+    case Op::Any: return ballot != 0;
+    case Op::All: return ballot == all.mask;
+    case Op::Shuffle: from = argument % 32; break;
+    case Op::ShuffleXor: from = lane ^ argument % 32; break;
+    case Op::ShuffleUp: from = argument > lane ? lane : lane - argument; break;
+    case Op::ShuffleDown: from = lane + argument > 31 ? lane : lane + argument; break;
+    }
+    // What a lane that takes no part would give is undefined: a NaN.
+    return all.mask >> from & 1 ? all.values[from] : ~0ull;
+}
+
+bool launch(const Entry &kernel, const void *params, const Indices &sizes, size_t dynamic, Order order, uint64_t seed) {
+    Machine &m = machine;
+    const uint64_t count = (uint64_t)sizes.threads.x * sizes.threads.y * sizes.threads.z;
+    m.failure.clear();
+    if (count == 0 || count > kernel.threads) {
+        m.failure = text("%llu threads in a block, the kernel allows %u", (unsigned long long)count, kernel.threads);
+        return false;
+    }
+    if (dynamic > SHARED_BYTES) {
+        m.failure = text("%zu bytes of shared memory, a block has %zu", dynamic, SHARED_BYTES);
+        return false;
+    }
+    m.kernel = &kernel, m.params = params, m.indices = sizes, m.order = order, m.dynamic = dynamic;
+    m.random.state = seed;
+    m.count = count;
+    while (m.threads.size() < count) {
+        m.threads.emplace_back();
+        if (!m.threads.back().fiber.allocate(m.threads.size())) {
+            m.threads.pop_back();
+            m.failure = "no memory for the stacks of a block";
+            return false;
+        }
+    }
+    const Dim size = sizes.threads;
+    for (uint32_t i = 0; i < count; i++) m.threads[i].index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
+    m.pending.resize((count + 31) / 32);
+
+    const Dim grid = sizes.blocks;
+    std::vector<uint64_t> blocks((uint64_t)grid.x * grid.y * grid.z);
+    for (uint64_t i = 0; i < blocks.size(); i++) blocks[i] = order == Order::Reverse ? blocks.size() - 1 - i : i;
+    if (order == Order::Random) m.random.shuffle(blocks);
+    for (const uint64_t block : blocks) {
+        m.indices.block = {(uint32_t)(block % grid.x), (uint32_t)(block / grid.x % grid.y), (uint32_t)(block / grid.x / grid.y)};
+        m.run_block();
+        if (m.failure.empty()) continue;
+        const Dim at = m.indices.block;
+        m.failure = text("block (%u, %u, %u): ", at.x, at.y, at.z) + m.failure;
+        return false;
+    }
+    return true;
+}
+
+} // namespace
+
+Entry::Entry(const char *name, void (*call)(const void *), size_t params, uint32_t threads)
+    : name(name), call(call), params(params), threads(threads), next(const_cast<Entry *>(first_entry())) {
+    first_entry() = this;
+}
+
+const Indices &indices() { return machine.indices; }
+
+uint64_t collective(Op op, uint32_t mask, uint64_t value, uint32_t argument, const char *file, int line) {
+    Machine &m = machine;
+    Thread &self = *m.now;
+    const uint32_t number = &self - m.threads.data(), lane = number % 32;
+    if (!(mask >> lane & 1)) {
+        m.fail(text("thread %u is not in the mask %08x of its own %s at %s:%d", number, mask, name_of(op), file, line));
+    }
+    auto &warp = m.pending[number / 32];
+    Pending *mine = nullptr;
+    for (auto &pending : warp) {
+        if (pending.op == op && pending.mask == mask && !(pending.arrived >> lane & 1)) mine = &pending;
+    }
+    if (!mine) {
+        warp.emplace_back();
+        mine = &warp.back();
+        mine->op = op, mine->mask = mask, mine->arrived = 0;
+    }
+    mine->values[lane] = value, mine->arguments[lane] = argument;
+    mine->arrived |= 1u << lane;
+    if (mine->arrived != mask) {
+        self.op = op, self.mask = mask, self.file = file, self.line = line, self.at_barrier = false;
+        m.wait();
+        return self.result;
+    }
+    const uint32_t base = number / 32 * 32;
+    for (uint32_t i = 0; i < 32; i++) {
+        if (!(mask >> i & 1)) continue;
+        Thread &thread = m.threads[base + i];
+        thread.result = result_of(*mine, i);
+        thread.state = State::Ready;
+    }
+    if (mine != &warp.back()) *mine = warp.back();
+    warp.pop_back();
+    return self.result;
+}
+
+void barrier(const char *file, int line) {
+    Machine &m = machine;
+    Thread &self = *m.now;
+    self.at_barrier = true, self.file = file, self.line = line;
+    if (++m.at_barrier < m.count) return m.wait();
+    m.at_barrier = 0;
+    for (size_t i = 0; i < m.count; i++) {
+        Thread &thread = m.threads[i];
+        if (thread.line != line || thread.file != file) {
+            const size_t number = &self - m.threads.data();
+            m.fail(text("thread %zu is in __syncthreads at %s:%d, thread %zu in that at %s:%d", i, thread.file,
+                        thread.line, number, file, line));
+        }
+        thread.state = State::Ready;
+    }
+}
+
+void *shared(const char *name, size_t bytes) {
+    Machine &m = machine;
+    for (const auto &site : m.sites) {
+        if (site.name == name && site.bytes == bytes) return m.memory + site.at;
+    }
+    const size_t at = m.used;
+    if (bytes > SHARED_BYTES - std::min(at, SHARED_BYTES)) {
+        m.fail(text("%zu bytes of shared memory for %s, %zu of %zu are taken", bytes, name, at, SHARED_BYTES));
+    }
+    std::memset(m.memory + at, 0xff, bytes);
+    m.used = at + (bytes + 15) / 16 * 16;
+    m.sites.push_back({name, at, bytes});
+    return m.memory + at;
+}
+
+void *dynamic_shared() { return machine.memory; }
+
+} // namespace emu
+
+// Launches a kernel by its name; 0, or 1 and why not in `error`. Every pointer in `params` must hold for the launch.
+extern "C" int airllm_emu_launch(const char *name, const void *params, size_t bytes, const uint32_t *grid,
+                                 uint32_t threads, size_t dynamic, uint32_t order, uint64_t seed, char *error,
+                                 size_t error_bytes) {
+    const emu::Entry *kernel = emu::first_entry();
+    while (kernel && std::strcmp(kernel->name, name) != 0) kernel = kernel->next;
+    std::string failure;
+    if (!kernel) {
+        failure = "there is no such kernel";
+    } else if (kernel->params != bytes) {
+        failure = emu::text("takes %zu bytes of parameters, not %zu", kernel->params, bytes);
+    } else {
+        const emu::Indices sizes{{}, {}, {threads, 1, 1}, {grid[0], grid[1], grid[2]}};
+        if (emu::launch(*kernel, params, sizes, dynamic, static_cast<emu::Order>(order), seed)) return 0;
+        failure = emu::machine.failure;
+    }
+    std::snprintf(error, error_bytes, "%s", failure.c_str());
+    return 1;
+}
