@@ -1,7 +1,7 @@
 //! With the feature `emu`: compiles the CUDA kernels for this machine, as `kernels/README.md` says.
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build.rs");
     #[cfg(feature = "emu")]
     emu::build();
 }
@@ -30,8 +30,13 @@ mod emu {
                  use a checkout of the repository, or leave the feature out",
             );
         }
-        println!("cargo:rerun-if-changed={}", root.display());
+        println!("cargo::rerun-if-changed={}", root.display());
         probe();
+        if sanitized() {
+            // Before any other library: the address sanitizer insists on being the first.
+            println!("cargo::rustc-link-lib=asan");
+            println!("cargo::rustc-link-lib=ubsan");
+        }
         let mut library = compiler();
         let mut units = String::new();
         for source in kernels(&root) {
@@ -62,11 +67,16 @@ mod emu {
         if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
             build.flag("-march=x86-64-v3");
         }
-        if std::env::var_os("AIRLLM_EMU_SANITIZE").is_some() {
+        if sanitized() {
             build.flag("-fsanitize=address,undefined").flag("-fno-sanitize-recover=undefined");
         }
-        println!("cargo:rerun-if-env-changed=AIRLLM_EMU_SANITIZE");
         build
+    }
+
+    /// Whether the kernels are to be watched by the address and undefined-behaviour sanitizers.
+    fn sanitized() -> bool {
+        println!("cargo::rerun-if-env-changed=AIRLLM_EMU_SANITIZE");
+        std::env::var_os("AIRLLM_EMU_SANITIZE").is_some()
     }
 
     /// Stops if the compiler lacks what the kernels need, before thirty files fail one by one.

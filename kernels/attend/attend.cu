@@ -6,10 +6,8 @@
 
 #include "score.cuh"
 
-#define WARPS (AIRLLM_ATTEND_THREADS / WARP)
-#define PITCH (WARP + 1)
-
 KERNEL(attend, AttendParams, AIRLLM_ATTEND_THREADS) {
+    constexpr int WARPS = AIRLLM_ATTEND_THREADS / WARP, PITCH = WARP + 1;
     SHARED(float, keys, WARPS * WARP * PITCH);
     SHARED(float, shares, WARPS * WARP);
     SHARED(float, ends, WARPS * 2);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define FIBER_ASAN 1
 #endif
@@ -24,7 +25,7 @@ namespace emu {
 class Fiber {
     // Kernels keep little on the stack; sanitizers make frames larger.
 #ifdef FIBER_ASAN
-    static constexpr size_t BYTES = 256 << 10;
+    static constexpr size_t BYTES = 128 << 10;
 #else
     static constexpr size_t BYTES = 64 << 10;
 #endif
@@ -84,6 +85,8 @@ class Fiber {
         const size_t page = (size_t)sysconf(_SC_PAGESIZE);
 #ifdef FIBER_ASAN
         fake = nullptr, bottom = stack + page, size = BYTES;
+        // What ran here before was left in the middle of calls.
+        __asan_unpoison_memory_region(bottom, size);
 #endif
 #ifdef FIBER_ASSEMBLY
         // As after a call: the stack pointer is 8 above a multiple of 16. Six registers, where to go, no way back.

@@ -3,15 +3,12 @@
 
 #include "steps.cuh"
 
-#define ROWS AIRLLM_GEMM_ROWS
-#define TOKENS AIRLLM_GEMM_TOKENS
-#define PARTS 128
-#define LEVELS 8
-
 // 64 rows times 32 tokens, 4 x 4 numbers a thread. A step of 32 columns is decoded into shared memory, then
 // multiplied. Steps come in the order of the parts that `gemv` adds up, and finished parts are added like digits of a
 // binary counter: the same sums in the same order, bit for bit, as with few tokens.
 template <class F> __device__ __forceinline__ void gemm(const ProductParams &p) {
+    constexpr int ROWS = AIRLLM_GEMM_ROWS, TOKENS = AIRLLM_GEMM_TOKENS, LEVELS = 8;
+    constexpr u32 PARTS = 1u << (LEVELS - 1);
     SHARED(float, weights, 32 * (ROWS + 4));
     SHARED(float, inputs, 32 * (TOKENS + 4));
     const u32 thread = threadIdx.x;
@@ -34,7 +31,7 @@ template <class F> __device__ __forceinline__ void gemm(const ProductParams &p) 
             __syncthreads();
             Step<F> step;
             step.load(from, s, p.cols);
-            UNROLL for (int q = 0; q < 8; q++) {
+            UNROLL_BY(Step<F>::TURNS) for (int q = 0; q < 8; q++) {
                 if (q / 4 != (int)half) continue;
                 const float4 w = step.four(q);
                 const float four[4] = {w.x, w.y, w.z, w.w};

@@ -3,13 +3,11 @@
 
 #include "steps.cuh"
 
-#define ROWS AIRLLM_GEMV_ROWS
-#define WARPS (AIRLLM_GEMV_THREADS / WARP)
-
 // Four rows times `N` tokens. Each number of the result is the sum of 128 parts, always the same ones in the same order:
 // part `k` is the chain of fmas over steps `k`, `k + 128`, ... of 32 columns, in the order of columns; parts are added
 // in pairs of neighbours, sums of pairs in pairs, and so on. `gemm` sums in this order too.
 template <class F, int N> __device__ __forceinline__ void gemv(const ProductParams &p) {
+    constexpr int ROWS = AIRLLM_GEMV_ROWS, WARPS = AIRLLM_GEMV_THREADS / WARP;
     SHARED(float, parts, WARPS * WARP);
     const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const u64 row = block_1d() * ROWS, token = (u64)blockIdx.y * N;
@@ -30,7 +28,7 @@ template <class F, int N> __device__ __forceinline__ void gemv(const ProductPara
         if (s >= steps) break;
         Step<F> step[ROWS];
         UNROLL for (int r = 0; r < ROWS; r++) step[r].load(rows[r], s, p.cols);
-        UNROLL for (int q = 0; q < 8; q++) {
+        UNROLL_BY(Step<F>::TURNS) for (int q = 0; q < 8; q++) {
             float4 from[N];
             UNROLL for (int t = 0; t < N; t++) from[t] = __ldg(x[t] + (slice * 8 + q) * WARP + lane);
             UNROLL for (int r = 0; r < ROWS; r++) {

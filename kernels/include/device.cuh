@@ -27,6 +27,8 @@ typedef uint64_t u64;
     extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];                                             \
     T *const name = reinterpret_cast<T *>(dynamic_shared_memory)
 #define UNROLL _Pragma("unroll")
+#define PRAGMA(text) _Pragma(#text)
+#define UNROLL_BY(times) PRAGMA(unroll (times))
 
 __device__ __forceinline__ float from_half(u32 bits) {
     float wide;

@@ -15,6 +15,7 @@
 #define __device__
 #define __forceinline__ inline
 #define UNROLL
+#define UNROLL_BY(times)
 
 struct alignas(8) uint2 {
     uint32_t x, y;

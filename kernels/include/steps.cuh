@@ -1,7 +1,7 @@
 // Number formats, a step of 32 columns at a time: loads of up to 16 bytes into registers, then four columns a turn.
 //
 // `Step<F>::load` takes what step `s` of a row has; `four(q)` are columns `4q ..` of it, zeros beyond the row. `q` is a
-// constant once the loops around it are unrolled. Rows of sections and planes start at multiples of 16 bytes, which
+// constant once the loop around it is unrolled `TURNS` times. Rows of sections and planes start at multiples of 16 bytes, which
 // the host sees to; others may start anywhere.
 #pragma once
 
@@ -9,6 +9,7 @@
 
 // Formats without a faster way: column by column. Their rows are whole steps, or padded to them.
 template <class F> struct Step {
+    static constexpr int TURNS = 1;
     const u8 *row;
     u64 first, cols;
     __device__ __forceinline__ void load(const u8 *from, u64 s, u64 all) { row = from, first = s * 32, cols = all; }
@@ -21,6 +22,7 @@ template <class F> struct Step {
 
 // Plain numbers: nothing is kept, each turn loads its own.
 template <int BYTES, bool BRAIN> struct Step<fmt::Plain<BYTES, BRAIN>> {
+    static constexpr int TURNS = 2;
     const u8 *at;
     u32 left;
     bool fast;
@@ -67,6 +69,7 @@ __device__ __forceinline__ u32 nibble(const u32 (&raw)[4], int i) {
 __device__ __forceinline__ u32 pair(const u32 (&raw)[2], int i) { return raw[i % 8 / 4] >> (i % 4 * 8 + i / 8 * 2) & 3; }
 
 template <int BITS, int SCALE, int ZERO, int GROUP, int KIND> struct Step<fmt::Sections<BITS, SCALE, ZERO, GROUP, KIND>> {
+    static constexpr int TURNS = 8;
     u32 raw[BITS];
     float scale, zero;
     __device__ __forceinline__ void load(const u8 *row, u64 s, u64 cols) {
@@ -113,6 +116,7 @@ template <> struct HighPlane<0> {
 };
 
 template <int LOW, int HIGH, int ZERO, int BIAS> struct Step<fmt::Planes<LOW, HIGH, ZERO, BIAS>> {
+    static constexpr int TURNS = 8;
     u32 raw[LOW];
     HighPlane<HIGH> high;
     float scales[2];

@@ -2,9 +2,8 @@
 
 #include "device.cuh"
 
-#define WARPS (AIRLLM_NORM_THREADS / WARP)
-
 KERNEL(rms_norm, NormParams, AIRLLM_NORM_THREADS) {
+    constexpr int WARPS = AIRLLM_NORM_THREADS / WARP;
     SHARED(float, parts, WARPS);
     const u32 thread = threadIdx.x;
     const float *x = p.x + block_1d() * p.dim;

@@ -1,5 +1,6 @@
-//! Chores of the repository: `cargo xtask tidy | ci | random-model | report`.
+//! Chores of the repository: `cargo xtask tidy | ci | build-kernels | random-model | report`.
 
+mod build_kernels;
 mod ci;
 mod random_model;
 mod report;
@@ -28,6 +29,8 @@ enum Chore {
         #[arg(long)]
         no_tests: bool,
     },
+    /// Compile the CUDA kernels with nvcc into target/kernels
+    BuildKernels(build_kernels::Args),
     /// Write a Llama checkpoint with random weights in the Hugging Face layout
     RandomModel(Box<random_model::Args>),
     /// Render benches/results/*.json into benches/results/README.md
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().chore {
         Chore::Tidy => tidy::run(&root()),
         Chore::Ci { no_tests } => ci::run(&root(), no_tests),
+        Chore::BuildKernels(args) => build_kernels::run(&root(), &args),
         Chore::RandomModel(args) => random_model::run(&args),
         Chore::Report { check } => report::run(&root(), check),
     };
