@@ -3,7 +3,9 @@
 use crate::tidy;
 use airllm_tests::program::cargo;
 use anyhow::{Context, Result, ensure};
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// Runs all checks, even after one has failed, and fails if any did.
@@ -17,6 +19,7 @@ pub fn run(root: &Path, no_tests: bool) -> Result<()> {
         Step::cargo("loom", "test --package airllm-stream --lib --features loom", &[]),
         // Not among the default members, so a plain `cargo test` leaves them out.
         Step::cargo("tests of chores", "test --package xtask --package airllm-benches", &[]),
+        Step { name: "CUDA kernels on the host", run: Box::new(|_| emu()) },
     ];
     if !no_tests {
         steps.push(Step::cargo("tests", "test", &[]));
@@ -35,6 +38,41 @@ pub fn run(root: &Path, no_tests: bool) -> Result<()> {
     }
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
+}
+
+/// The kernels, thread by thread on this machine. Where there is no compiler for them, that is said and all is well: it is
+/// not among what the repository asks for.
+fn emu() -> Result<()> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let mut check = Command::new(&compiler);
+    check.args(["-std=c++20", "-x", "c++", "-fsyntax-only", "-"]);
+    if !compiles(check)? {
+        eprintln!("skipped: {compiler} is no compiler for C++20, which the kernels on the host need");
+        return Ok(());
+    }
+    for args in [
+        "clippy --package airllm-kernels --package airllm-tests --features airllm-kernels/emu,airllm-tests/emu \
+         --all-targets -- -D warnings",
+        "test --package airllm-kernels --features emu",
+        "test --package airllm-tests --features emu --test emu --test emu_model",
+    ] {
+        let status = cargo().args(args.split_whitespace()).status().context("starting cargo")?;
+        ensure!(status.success(), "cargo {args}: {status}");
+    }
+    Ok(())
+}
+
+/// Whether a compiler takes what the kernels are written in.
+fn compiles(mut command: Command) -> Result<bool> {
+    const SOURCE: &[u8] =
+        b"#include <bit>\n_Float16 h = 1; float f = std::bit_cast<float>(1u) + static_cast<float>(h);\n";
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let Ok(mut child) = child else { return Ok(false) };
+    if let Some(mut input) = child.stdin.take() {
+        // A compiler that ends early says so by its status.
+        let _ = input.write_all(SOURCE);
+    }
+    Ok(child.wait().context("waiting for the compiler")?.success())
 }
 
 struct Step {
