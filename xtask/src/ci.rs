@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// Runs all checks, even after one has failed, and fails if any did.
-pub fn run(root: &Path, no_tests: bool) -> Result<()> {
+pub fn run(root: &Path, no_tests: bool, sanitize: bool) -> Result<()> {
     let mut steps: Vec<Step> = vec![
         Step::cargo("fmt", "fmt --all -- --check", &[]),
         Step::cargo("clippy", "clippy --workspace --all-targets -- -D warnings", &[]),
@@ -23,6 +23,13 @@ pub fn run(root: &Path, no_tests: bool) -> Result<()> {
     ];
     if !no_tests {
         steps.push(Step::cargo("tests", "test", &[]));
+    }
+    if sanitize {
+        steps.push(Step::cargo(
+            "kernels under sanitizers",
+            "test --package airllm-tests --test emu --test emu_model",
+            &[("AIRLLM_EMU_SANITIZE", "1"), ("ASAN_OPTIONS", "detect_leaks=0")],
+        ));
     }
     let mut failed = Vec::new();
     for step in steps {

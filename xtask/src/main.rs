@@ -28,6 +28,9 @@ enum Chore {
         /// Leave out the tests that a plain `cargo test` has run already
         #[arg(long)]
         no_tests: bool,
+        /// Also run the CUDA kernels on the host under the address and undefined-behaviour sanitizers; minutes
+        #[arg(long)]
+        sanitize: bool,
     },
     /// Compile the CUDA kernels with nvcc into target/kernels
     BuildKernels(build_kernels::Args),
@@ -44,7 +47,7 @@ enum Chore {
 fn main() -> ExitCode {
     let result = match Args::parse().chore {
         Chore::Tidy => tidy::run(&root()),
-        Chore::Ci { no_tests } => ci::run(&root(), no_tests),
+        Chore::Ci { no_tests, sanitize } => ci::run(&root(), no_tests, sanitize),
         Chore::BuildKernels(args) => build_kernels::run(&root(), &args),
         Chore::RandomModel(args) => random_model::run(&args),
         Chore::Report { check } => report::run(&root(), check),

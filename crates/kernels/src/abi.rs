@@ -1,6 +1,6 @@
 //! The structures that kernels take, field by field those of `kernels/include/abi.h`, where each is documented.
 //!
-//! A launch compares sizes; the order of fields is what the two files have to agree on.
+//! Structures and fields stand in the same order in both; a test compares them.
 
 /// Threads in a block of kernels that treat numbers one by one.
 pub(crate) const FLAT_THREADS: u32 = 256;
@@ -27,7 +27,12 @@ macro_rules! params {
         pub(crate) struct $name {
             $(pub(crate) $field: $type,)*
         }
-    )*};
+    )*
+
+        /// Names and types of all fields, structure by structure.
+        #[cfg(test)]
+        const FIELDS: &[&[(&str, &str)]] = &[$(&[$((stringify!($field), stringify!($type))),*]),*];
+    };
 }
 
 params! {
@@ -54,5 +59,64 @@ params! {
     Placing {
         x: *const f32, y: *mut f32, rows: u64, repeat: u64, width: u64,
         from_stride: u64, from_first: u64, to_stride: u64, to_first: u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FIELDS;
+
+    /// The fields of the structures in `abi.h`, with the types that Rust has for them.
+    fn declared(header: &str) -> Vec<Vec<(String, String)>> {
+        let bodies = header.split("typedef struct {").skip(1).filter_map(|rest| rest.split('}').next());
+        let fields = |body: &str| -> Vec<(String, String)> {
+            let lines = body.split(';').map(str::trim).filter(|line| !line.is_empty());
+            let line = |line: &str| -> Vec<(String, String)> {
+                let (constant, rest) = line.strip_prefix("const ").map_or((false, line), |rest| (true, rest));
+                let (c, names) = rest.split_once(' ').unwrap();
+                let rust = match c {
+                    "float" => "f32",
+                    "uint8_t" => "u8",
+                    "uint32_t" => "u32",
+                    "uint64_t" => "u64",
+                    other => panic!("{other} in abi.h"),
+                };
+                let names = names.split(',').map(str::trim);
+                names
+                    .map(|name| match name.strip_prefix('*') {
+                        Some(name) if constant => (name.into(), format!("*const {rust}")),
+                        Some(name) => (name.into(), format!("*mut {rust}")),
+                        None => (name.into(), rust.into()),
+                    })
+                    .collect()
+            };
+            lines.flat_map(line).collect()
+        };
+        bodies.map(fields).collect()
+    }
+
+    #[test]
+    fn the_header_has_the_same_fields() {
+        let header = include_str!("../../../kernels/include/abi.h");
+        let declared = declared(header);
+        assert_eq!(declared.len(), FIELDS.len());
+        for (theirs, ours) in declared.iter().zip(FIELDS) {
+            let theirs: Vec<_> = theirs.iter().map(|(name, kind)| (&name[..], &kind[..])).collect();
+            assert_eq!(&theirs[..], *ours);
+        }
+        // Sizes of blocks, by their names without the prefix.
+        let size = |name: &str| -> usize {
+            let line = header.lines().find_map(|line| line.strip_prefix(&format!("#define AIRLLM_{name} ")));
+            line.unwrap().parse().unwrap()
+        };
+        assert_eq!(size("FLAT_THREADS"), super::FLAT_THREADS as usize);
+        assert_eq!(size("GEMV_ROWS"), super::GEMV_ROWS);
+        assert_eq!(size("GEMV_THREADS"), super::GEMV_THREADS as usize);
+        assert_eq!(size("SLICE"), super::SLICE);
+        assert_eq!(size("GEMM_ROWS"), super::GEMM_ROWS);
+        assert_eq!(size("GEMM_TOKENS"), super::GEMM_TOKENS);
+        assert_eq!(size("GEMM_THREADS"), super::GEMM_THREADS as usize);
+        assert_eq!(size("NORM_THREADS"), super::NORM_THREADS as usize);
+        assert_eq!(size("ATTEND_THREADS"), super::ATTEND_THREADS as usize);
     }
 }
