@@ -27,7 +27,7 @@ pub fn run(root: &Path, no_tests: bool, sanitize: bool) -> Result<()> {
     if sanitize {
         steps.push(Step::cargo(
             "kernels under sanitizers",
-            "test --package airllm-tests --test emu --test emu_model",
+            "test --package airllm-tests --features emu --test emu --test emu_model",
             &[("AIRLLM_EMU_SANITIZE", "1"), ("ASAN_OPTIONS", "detect_leaks=0")],
         ));
     }
