@@ -28,6 +28,8 @@ def arguments():
     cli.add_argument("--airllm", type=Path, default=Path("target/release/airllm"))
     cli.add_argument("--only", choices=report.SERIES, action="append", help="leave out the other series")
     cli.add_argument("--calibration-tokens", type=int, default=32768, help="no more of the calibration text than this, for ours")
+    cli.add_argument("--kind", action="append", help="a K-quant to compare with, in place of all; may be given again")
+    cli.add_argument("--sizes", choices=("all", "llama"), default="all", help="whose sizes mixed models are made for too")
     cli.add_argument("--context", type=int, default=512)
     cli.add_argument("--chunks", type=int, help="no more windows of each text than this")
     cli.add_argument("--threads", type=int, default=1, help="for llama.cpp, whose threads wait by spinning")
@@ -59,7 +61,7 @@ class Journal:
             row.update(work())
         except tools.Failed as failure:
             print(f"{case}: FAILED: {failure}", file=sys.stderr)
-            row["failed"] = str(failure).splitlines()[-1][:300]
+            row["failed"] = str(failure).splitlines()[-1].split("error: ", 1)[-1][:300]
         self.rows[case] = row
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -172,11 +174,11 @@ class Comparison:
         self.journal.measure("f16", "check", lambda: self.gguf(self.f16))
         if self.wanted("llama.cpp"):
             self.k_quant(CHECK, None)
-            quants += [self.k_quant(kind, None) for kind in K_QUANTS]
+            quants += [self.k_quant(kind, None) for kind in args.kind or K_QUANTS]
         if self.wanted("llama.cpp, imatrix"):
             imatrix = self.work / "imatrix.gguf"
             self.llama.imatrix(self.f16, args.calibration, imatrix)
-            quants += [self.k_quant(kind, imatrix) for kind in K_QUANTS]
+            quants += [self.k_quant(kind, imatrix) for kind in args.kind or K_QUANTS]
 
         calibrated = ["--calibration", args.calibration, "--calibration-tokens", args.calibration_tokens]
         uniform = []
@@ -194,7 +196,7 @@ class Comparison:
                     self.ours(f"mixed, {least[1]} bits (the least)", "mixed", ["--bits", least[1], *calibrated])
             # At the size of everything that it is compared with, each size once.
             sizes = {}
-            for row in quants + uniform:
+            for row in quants + (uniform if args.sizes == "all" else []):
                 if "failed" not in row:
                     sizes.setdefault(row["tensor_bytes"], row["case"].removesuffix(" with imatrix"))
             for size, whose in sizes.items():

@@ -26,6 +26,9 @@ def write(args, comparison, rows):
         + f" --calibration {args.calibration.name} --llama DIR"
         + (f" --chunks {args.chunks}" if args.chunks else "")
         + (f" --context {args.context}" if args.context != 512 else "")
+        + (f" --calibration-tokens {args.calibration_tokens}" if args.calibration_tokens != 32768 else "")
+        + "".join(f" --kind {kind}" for kind in args.kind or [])
+        + (f" --sizes {args.sizes}" if args.sizes != "all" else "")
         + "".join(f' --only "{series}"' for series in args.only or []),
         "commit": tools.first_line(["git", "rev-parse", "--short", "HEAD"]),
         "model": {"name": args.model.name, "weights": comparison.weights, "tied": comparison.tied},
