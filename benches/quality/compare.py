@@ -209,14 +209,14 @@ class Comparison:
 
 
 def shard_sizes(folder):
-    """Bytes of all tensors of a prepared folder (without what only fills up to a boundary), and of its shards."""
+    """Bytes of all tensors of a prepared folder (without checksums and what only fills up to a boundary), and of its shards."""
     tensors = files = 0
     for file in folder.rglob("*.safetensors"):
         files += file.stat().st_size
         with open(file, "rb") as raw:
             header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
         for name, entry in header.items():
-            if name != "__metadata__" and not name.startswith("__pad."):
+            if not name.startswith("__"):
                 begin, end = entry["data_offsets"]
                 tensors += end - begin
     if not tensors:
