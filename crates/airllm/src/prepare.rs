@@ -271,7 +271,7 @@ impl<'a> Preparation<'a> {
             let entry = match accept(out, &shard.file, &tag, &shard.specs())? {
                 Some(entry) => {
                     if let Some(calibrated) = &mut calibrated {
-                        calibrated.skip(shard, out, &entry)?;
+                        calibrated.skip(out, &entry);
                     }
                     meter.resume(&shard.name, shard.bytes());
                     entry
@@ -279,7 +279,7 @@ impl<'a> Preparation<'a> {
                 None => {
                     let mut writer = ShardWriter::create(out, &shard.file, &tag, shard.specs())?;
                     match &mut calibrated {
-                        Some(calibrated) => calibrated.write(shard, &mut writer, &packer, &mut meter)?,
+                        Some(calibrated) => calibrated.write(shard, &mut writer, &mut meter)?,
                         None => packer.shard(shard, &mut writer, &mut meter)?,
                     }
                     writer.finish()?

@@ -1,5 +1,6 @@
 //! Calibrating: a text runs through a checkpoint layer by layer, to see what rounding does to it and to round better.
 
+mod differ;
 mod layers;
 mod sensitivity;
 mod shards;

@@ -5,12 +5,12 @@
 //! with the unchanged ones: the divergence that this matrix alone causes. All branches flow along with the one pass,
 //! so the weights are read once, however many matrices there are.
 
+use super::differ::{divergences, relative};
 use super::layers::{Factors, Layers};
 use super::state::{Keep, State};
 use super::text::Samples;
-use crate::eval::Judged;
+use crate::Result;
 use crate::progress::Meter;
-use crate::{Error, Result};
 use airllm_format::{Calibration, NumFormat, Sensitivity, TensorSensitivity, Together, WidthError};
 use airllm_model::Binding;
 use airllm_model::arch::Role;
@@ -312,15 +312,23 @@ impl<'b> Measuring<'_, 'b> {
 
     /// Runs the compared windows through a held layer with other matrices.
     fn branch(&mut self, layer: usize, rounded: &Rounded, mut x: Vec<f32>) -> Result<Vec<f32>> {
+        let compared = self.compared.clone();
+        self.with(rounded, |layers, binding| layers.run(binding, layer, &compared, &mut x, None))?;
+        Ok(x)
+    }
+
+    /// Has other matrices in place of the model's own while `f` runs; what was held before is held again then.
+    fn with<T>(
+        &mut self,
+        rounded: &Rounded,
+        f: impl FnOnce(&mut Layers<'_>, &Binding) -> Result<T>,
+    ) -> Result<T> {
         let held: Vec<TensorId> = rounded.keys().copied().filter(|id| self.layers.held.holds(*id)).collect();
         let binding = self.put(rounded)?;
-        let compared = self.compared.clone();
-        self.layers.run(&binding, layer, &compared, &mut x, None)?;
+        let done = f(self.layers, &binding)?;
         rounded.keys().for_each(|id| self.layers.held.drop_tensor(*id));
-        for id in held {
-            self.layers.held.load(id)?;
-        }
-        Ok(x)
+        held.into_iter().try_for_each(|id| self.layers.held.load(id))?;
+        Ok(done)
     }
 
     /// Compares the distributions at the end of all branches.
@@ -385,11 +393,7 @@ impl<'b> Measuring<'_, 'b> {
     }
 
     fn logits(&mut self, rounded: &Rounded, ids: &[u32], x: &[f32]) -> Result<Vec<f32>> {
-        let held: Vec<TensorId> = rounded.keys().copied().filter(|id| self.layers.held.holds(*id)).collect();
-        let binding = self.put(rounded)?;
-        let mut logits = self.layers.logits(&binding, &[ids], x)?;
-        rounded.keys().for_each(|id| self.layers.held.drop_tensor(*id));
-        held.into_iter().try_for_each(|id| self.layers.held.load(id))?;
+        let mut logits = self.with(rounded, |layers, binding| layers.logits(binding, &[ids], x))?;
         Ok(logits.pop().unwrap_or_default())
     }
 
@@ -472,27 +476,4 @@ impl Rounds {
     fn at(&self, format: NumFormat) -> (TensorId, (NumFormat, Vec<u8>)) {
         (self.found.id, (format, self.rounds.get(&format).cloned().unwrap_or_default()))
     }
-}
-
-/// `Σ (a - b)² / Σ (b - base)²`.
-fn relative(a: &[f32], b: &[f32], base: Option<&[f32]>) -> f64 {
-    let (mut off, mut all) = (0.0, 0.0);
-    for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
-        off += f64::from(a - b).powi(2);
-        all += f64::from(b - base.map_or(0.0, |base| base[i])).powi(2);
-    }
-    if all > 0.0 { off / all } else { 0.0 }
-}
-
-/// Divergence of each distribution of a window from the model's own, in nats.
-fn divergences(ours: &[f32], theirs: &[f32], vocab: usize, ids: &[u32]) -> Result<Vec<f64>> {
-    let rows = ours.chunks_exact(vocab.max(1)).zip(theirs.chunks_exact(vocab.max(1)));
-    let kl = |(ours, theirs): (&[f32], &[f32])| {
-        Judged::of(ours, ids[0], Some(theirs))
-            .and_then(|judged| judged.against)
-            .map(|against| against.kl.max(0.0))
-    };
-    rows.map(kl).collect::<Option<_>>().ok_or_else(|| Error::Input {
-        what: "calibrating: a logit is no finite number: the weights or the arithmetic are broken".to_owned(),
-    })
 }

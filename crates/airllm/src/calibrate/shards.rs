@@ -2,13 +2,12 @@
 //!
 //! Layer after layer: the text's hidden states, as the rounded layers before have left them, show what the
 //! matrices of the next one meet; it is rounded by that, written, and passed through as it is now. A shard that an
-//! earlier run finished is only passed through.
+//! earlier run finished is only passed through, and only where a later one is missing.
 
 use super::layers::{Factors, Layers};
 use super::{BATCH_TOKENS, MEMORY, Samples};
 use crate::error::At;
 use crate::lift::{Scratch, ShardPlan, TensorPlan, UnitPlan};
-use crate::pack::Packer;
 use crate::progress::Meter;
 use crate::{Cancel, Error, Result};
 use airllm_format::shard::ShardWriter;
@@ -18,7 +17,7 @@ use airllm_stream::TensorId;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A checkpoint on its way to calibrated shards.
 pub(crate) struct Calibrated<'a> {
@@ -31,6 +30,8 @@ pub(crate) struct Calibrated<'a> {
     rounded: Binding,
     /// Tensors by shard, in the shard's order.
     shards: HashMap<String, Vec<TensorId>>,
+    /// Shards that an earlier run finished, and that the text has not passed yet.
+    skipped: Vec<(PathBuf, ShardEntry)>,
     /// Hidden states of the text behind what is written.
     x: Vec<f32>,
     cancel: Cancel,
@@ -57,7 +58,18 @@ impl<'a> Calibrated<'a> {
         let source = layers.binding(|_| None)?;
         let rounded = layers.binding(|id| Some(units[id.unit].tensors[id.tensor].to))?;
         let cancel = cancel.clone();
-        Ok(Calibrated { repo, layers, samples, units, source, rounded, shards, x: Vec::new(), cancel })
+        Ok(Calibrated {
+            repo,
+            layers,
+            samples,
+            units,
+            source,
+            rounded,
+            shards,
+            skipped: Vec::new(),
+            x: Vec::new(),
+            cancel,
+        })
     }
 
     /// Writes the next shard; they come in the order of the units.
@@ -65,51 +77,46 @@ impl<'a> Calibrated<'a> {
         &mut self,
         shard: &ShardPlan,
         writer: &mut ShardWriter,
-        packer: &Packer<'_>,
         meter: &mut Meter<'_>,
     ) -> Result<()> {
-        match self.layer(&shard.name) {
+        for (path, entry) in std::mem::take(&mut self.skipped) {
+            self.catch_up(&path, &entry)?;
+        }
+        let windows = self.samples.windows();
+        let factors = match self.layer(&shard.name) {
             Some(layer) => {
                 self.layers.hold(layer)?;
-                let windows: Vec<&[u32]> = self.samples.windows.iter().map(|ids| &ids[..]).collect();
-                let mut meets = self.x.clone();
-                let factors = self.layers.observe(&self.source, layer, &windows, &mut meets)?;
-                drop(meets);
-                self.rows(shard, &factors, writer, meter)?;
-                self.pass(layer)
+                self.layers.observe(&self.source, layer, &windows, &mut self.x.clone())?
             }
             None if shard.name == "head" && self.shards["head"].iter().any(|id| self.is_rounded(*id)) => {
-                let windows: Vec<&[u32]> = self.samples.windows.iter().map(|ids| &ids[..]).collect();
-                let factors = self.layers.observe_head(&self.source, &windows, &self.x)?;
-                self.rows(shard, &factors, writer, meter)
+                self.layers.observe_head(&self.source, &windows, &self.x)?
             }
-            None => {
-                packer.shard(shard, writer, meter)?;
-                if shard.name == "embed" { self.embed() } else { Ok(()) }
-            }
-        }
+            None => Factors::new(),
+        };
+        self.rows(shard, &factors, writer, meter)?;
+        self.pass(&shard.name)
     }
 
-    /// Goes past a shard that is there already.
-    pub(crate) fn skip(&mut self, shard: &ShardPlan, dir: &Path, entry: &ShardEntry) -> Result<()> {
-        let Some(layer) = self.layer(&shard.name) else {
-            return if shard.name == "embed" { self.embed() } else { Ok(()) };
-        };
-        self.layers.hold(layer)?;
-        let path = dir.join(&entry.file);
-        let mut file = File::open(&path).at(&path, "opening the shard")?;
-        for id in self.shards[&shard.name].clone() {
+    /// Goes past a shard that is there already. The text passes through it only if a later one must be written.
+    pub(crate) fn skip(&mut self, dir: &Path, entry: &ShardEntry) {
+        self.skipped.push((dir.join(&entry.file), entry.clone()));
+    }
+
+    fn catch_up(&mut self, path: &Path, entry: &ShardEntry) -> Result<()> {
+        let mut file = File::open(path).at(path, "opening the shard")?;
+        for id in self.shards[&entry.unit].clone() {
+            self.cancel.check()?;
             let name = &self.target(id).entry;
             let Some(tensor) = entry.tensors.iter().find(|tensor| tensor.name == *name) else {
                 let what = format!("{}: there is no {name} in it", path.display());
                 return Err(Error::Input { what });
             };
             let mut bytes = vec![0; tensor.bytes as usize];
-            file.seek(SeekFrom::Start(tensor.offset)).at(&path, "reading the shard")?;
-            file.read_exact(&mut bytes).at(&path, "reading the shard")?;
+            file.seek(SeekFrom::Start(tensor.offset)).at(path, "reading the shard")?;
+            file.read_exact(&mut bytes).at(path, "reading the shard")?;
             self.layers.held.put(id, &bytes)?;
         }
-        self.pass(layer)
+        self.pass(&entry.unit)
     }
 
     fn layer(&self, shard: &str) -> Option<usize> {
@@ -154,25 +161,14 @@ impl<'a> Calibrated<'a> {
         Ok(())
     }
 
-    /// Passes the text through a layer as it is held now.
-    fn pass(&mut self, layer: usize) -> Result<()> {
-        let windows: Vec<&[u32]> = self.samples.windows.iter().map(|ids| &ids[..]).collect();
-        self.layers.run(&self.rounded, layer, &windows, &mut self.x, None)?;
-        self.layers.held.clear();
-        Ok(())
-    }
-
-    /// Embeds the text with the embedding as it is stored.
-    fn embed(&mut self) -> Result<()> {
-        let mut scratch = Scratch::default();
-        for id in self.shards["embed"].clone() {
-            let plan = self.target(id);
-            let mut bytes = vec![0; plan.decl.rows() * plan.row_bytes()];
-            plan.rows(self.repo.source(), 0..plan.decl.rows(), &mut scratch, &mut bytes)?;
-            self.layers.held.put(id, &bytes)?;
+    /// Passes the text through what is held now: an embedding, or a layer.
+    fn pass(&mut self, shard: &str) -> Result<()> {
+        let windows = self.samples.windows();
+        if shard == "embed" {
+            self.x = self.layers.embed(&self.rounded, &windows)?;
+        } else if let Some(layer) = self.layer(shard) {
+            self.layers.run(&self.rounded, layer, &windows, &mut self.x, None)?;
         }
-        let windows: Vec<&[u32]> = self.samples.windows.iter().map(|ids| &ids[..]).collect();
-        self.x = self.layers.embed(&self.rounded, &windows)?;
         self.layers.held.clear();
         Ok(())
     }

@@ -116,6 +116,10 @@ impl Samples {
         Ok(Samples { name: text.name.clone(), windows, context, hash })
     }
 
+    pub(crate) fn windows(&self) -> Vec<&[u32]> {
+        self.windows.iter().map(|ids| &ids[..]).collect()
+    }
+
     pub(crate) fn tokens(&self) -> usize {
         self.windows.iter().map(Vec::len).sum()
     }
