@@ -65,7 +65,13 @@ class Fiber {
     }
     Fiber &operator=(Fiber &&) = delete;
     ~Fiber() {
-        if (stack) munmap(stack, BYTES + (size_t)sysconf(_SC_PAGESIZE));
+        if (!stack) return;
+        const size_t bytes = BYTES + (size_t)sysconf(_SC_PAGESIZE);
+#ifdef FIBER_ASAN
+        // Whatever is mapped here next is no stack.
+        __asan_unpoison_memory_region(stack, bytes);
+#endif
+        munmap(stack, bytes);
     }
 
     // A stack, with a page below it that nobody may touch. Stacks begin at different places of a page: at the same

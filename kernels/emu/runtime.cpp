@@ -18,6 +18,13 @@ enum class Order : uint32_t { Forward, Reverse, Random };
 
 enum class State : uint8_t { Ready, Waiting, Done };
 
+// A copy of 16 bytes that was begun, and the number of its group.
+struct Copy {
+    void *to;
+    const void *from;
+    uint32_t group;
+};
+
 struct Thread {
     Fiber fiber;
     Dim index;
@@ -30,6 +37,9 @@ struct Thread {
     int line;
     // What a collective gave it.
     uint64_t result;
+    std::vector<Copy> copies;
+    // Groups of copies that are complete.
+    uint32_t groups;
 };
 
 // Lanes that have come to a collective and wait for the rest.
@@ -60,8 +70,9 @@ struct Random {
     }
 };
 
-// Shared memory of a block, as much as every device since sm_75 has without asking.
-constexpr size_t SHARED_BYTES = 48 << 10;
+// Shared memory of a block: what kernels declare, which is never more; and with what a launch asks for, as much as
+// sm_86 and sm_89 give, the least of sm_80 and later.
+constexpr size_t STATIC_BYTES = 48 << 10, SHARED_BYTES = 99 << 10;
 
 struct Machine {
     const Entry *kernel = nullptr;
@@ -99,9 +110,16 @@ const Entry *&first_entry() {
     return first;
 }
 
+const Entry *find(const char *name) {
+    const Entry *kernel = first_entry();
+    while (kernel && std::strcmp(kernel->name, name) != 0) kernel = kernel->next;
+    return kernel;
+}
+
 const char *name_of(Op op) {
     constexpr const char *NAMES[] = {"__syncwarp",       "__shfl_sync",   "__shfl_xor_sync", "__shfl_up_sync",
-                                     "__shfl_down_sync", "__ballot_sync", "__any_sync",      "__all_sync"};
+                                     "__shfl_down_sync", "__ballot_sync", "__any_sync",      "__all_sync",
+                                     "mma.sync",         "ldmatrix"};
     return NAMES[static_cast<int>(op)];
 }
 
@@ -135,6 +153,8 @@ void Machine::run_block() {
     fill_turns();
     for (size_t i = 0; i < count; i++) {
         threads[i].state = State::Ready;
+        threads[i].copies.clear();
+        threads[i].groups = 0;
         threads[i].fiber.start(thread_main);
     }
     now = &threads[turns[0]];
@@ -201,13 +221,15 @@ std::string Machine::who_waits() const {
 
 uint64_t result_of(const Pending &all, uint32_t lane) {
     uint32_t ballot = 0;
-    if (all.op >= Op::Ballot) {
+    if (all.op >= Op::Ballot && all.op <= Op::All) {
         for (uint32_t i = 0; i < 32; i++) ballot |= (all.mask >> i & 1 && all.values[i]) ? 1u << i : 0;
     }
     const uint32_t argument = all.arguments[lane];
     uint32_t from = lane;
     switch (all.op) {
-    case Op::Sync: return 0;
+    case Op::Sync:
+    case Op::Multiply:
+    case Op::LoadMatrices: return 0;
     case Op::Ballot: return ballot;
     case Op::Any: return ballot != 0;
     case Op::All: return ballot == all.mask;
@@ -271,7 +293,9 @@ Entry::Entry(const char *name, void (*call)(const void *), size_t params, uint32
 
 const Indices &indices() { return machine.indices; }
 
-uint64_t collective(Op op, uint32_t mask, uint64_t value, uint32_t argument, const char *file, int line) {
+// `all` is what the last lane to come does for all of them, whose values are addresses, if it is not null.
+static uint64_t meet(Op op, uint32_t mask, uint64_t value, uint32_t argument, void (*all)(void *const (&lanes)[32]),
+                     const char *file, int line) {
     Machine &m = machine;
     Thread &self = *m.now;
     const uint32_t number = &self - m.threads.data(), lane = number % 32;
@@ -295,6 +319,11 @@ uint64_t collective(Op op, uint32_t mask, uint64_t value, uint32_t argument, con
         m.wait();
         return self.result;
     }
+    if (all) {
+        void *lanes[32];
+        for (uint32_t i = 0; i < 32; i++) lanes[i] = reinterpret_cast<void *>(mine->values[i]);
+        all(lanes);
+    }
     const uint32_t base = number / 32 * 32;
     for (uint32_t i = 0; i < 32; i++) {
         if (!(mask >> i & 1)) continue;
@@ -305,6 +334,36 @@ uint64_t collective(Op op, uint32_t mask, uint64_t value, uint32_t argument, con
     if (mine != &warp.back()) *mine = warp.back();
     warp.pop_back();
     return self.result;
+}
+
+uint64_t collective(Op op, uint32_t mask, uint64_t value, uint32_t argument, const char *file, int line) {
+    return meet(op, mask, value, argument, nullptr, file, line);
+}
+
+void together(Op op, void *mine, void (*all)(void *const (&lanes)[32]), const char *file, int line) {
+    meet(op, 0xffffffffu, reinterpret_cast<uintptr_t>(mine), 0, all, file, line);
+}
+
+void copy_begin(void *to, const void *from) {
+    Machine &m = machine;
+    const auto *target = static_cast<unsigned char *>(to);
+    const bool aligned = (reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16 == 0;
+    if (!aligned || target < m.memory || target + 16 > m.memory + SHARED_BYTES) {
+        m.fail("a copy of 16 bytes into shared memory has an end that is not there, or not at a multiple of 16");
+    }
+    std::memset(to, 0xff, 16);
+    m.now->copies.push_back({to, from, m.now->groups});
+}
+
+void copies_commit() { machine.now->groups++; }
+
+void copies_wait(uint32_t but) {
+    Thread &self = *machine.now;
+    std::erase_if(self.copies, [&](const Copy &copy) {
+        if (copy.group + but >= self.groups) return false;
+        std::memcpy(copy.to, copy.from, 16);
+        return true;
+    });
 }
 
 void barrier(const char *file, int line) {
@@ -329,9 +388,10 @@ void *shared(const char *name, size_t bytes) {
     for (const auto &site : m.sites) {
         if (site.name == name && site.bytes == bytes) return m.memory + site.at;
     }
-    const size_t at = m.used;
-    if (bytes > SHARED_BYTES - std::min(at, SHARED_BYTES)) {
-        m.fail(text("%zu bytes of shared memory for %s, %zu of %zu are taken", bytes, name, at, SHARED_BYTES));
+    const size_t at = m.used, first = (m.dynamic + 15) / 16 * 16;
+    const size_t room = std::min(SHARED_BYTES, first + STATIC_BYTES);
+    if (bytes > room - std::min(at, room)) {
+        m.fail(text("%zu bytes of shared memory for %s, %zu of %zu are taken", bytes, name, at, room));
     }
     std::memset(m.memory + at, 0xff, bytes);
     m.used = at + (bytes + 15) / 16 * 16;
@@ -343,12 +403,19 @@ void *dynamic_shared() { return machine.memory; }
 
 } // namespace emu
 
+// What a kernel takes: 0, or 1 if there is no such kernel.
+extern "C" int airllm_emu_kernel(const char *name, size_t *params, uint32_t *threads) {
+    const emu::Entry *kernel = emu::find(name);
+    if (!kernel) return 1;
+    *params = kernel->params, *threads = kernel->threads;
+    return 0;
+}
+
 // Launches a kernel by its name; 0, or 1 and why not in `error`. Every pointer in `params` must hold for the launch.
 extern "C" int airllm_emu_launch(const char *name, const void *params, size_t bytes, const uint32_t *grid,
                                  uint32_t threads, size_t dynamic, uint32_t order, uint64_t seed, char *error,
                                  size_t error_bytes) {
-    const emu::Entry *kernel = emu::first_entry();
-    while (kernel && std::strcmp(kernel->name, name) != 0) kernel = kernel->next;
+    const emu::Entry *kernel = emu::find(name);
     std::string failure;
     if (!kernel) {
         failure = "there is no such kernel";

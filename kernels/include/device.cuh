@@ -23,9 +23,12 @@ typedef uint64_t u64;
 // Shared memory of a size known here, one name for the whole block.
 #define SHARED(T, name, count) __shared__ T name[count]
 // Shared memory of the size given at launch.
-#define DYN_SMEM(T, name)                                                                                              \
-    extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];                                             \
-    T *const name = reinterpret_cast<T *>(dynamic_shared_memory)
+#define DYN_SMEM(T, name) DYN_SMEM_NUMBERED(T, name, __COUNTER__)
+// A name of its own each time: nvcc sees all files as one, in which templates and kernels may not declare the same one.
+#define DYN_SMEM_NUMBERED(T, name, number) DYN_SMEM_NAMED(T, name, number)
+#define DYN_SMEM_NAMED(T, name, number)                                                                                \
+    extern __shared__ __align__(16) unsigned char dynamic_shared_memory_##number[];                                    \
+    T *const name = reinterpret_cast<T *>(dynamic_shared_memory_##number)
 #define UNROLL _Pragma("unroll")
 #define PRAGMA(text) _Pragma(#text)
 #define UNROLL_BY(times) PRAGMA(unroll (times))

@@ -28,6 +28,7 @@ struct alignas(16) float4 {
 };
 
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
 namespace emu {
 
@@ -51,11 +52,18 @@ struct Indices {
 };
 const Indices &indices();
 
-enum class Op : uint8_t { Sync, Shuffle, ShuffleXor, ShuffleUp, ShuffleDown, Ballot, Any, All };
+enum class Op : uint8_t { Sync, Shuffle, ShuffleXor, ShuffleUp, ShuffleDown, Ballot, Any, All, Multiply, LoadMatrices };
 
 // What lanes of a warp do together: waits until every lane of `mask` has come to the same operation with the same mask,
 // then gives each its result.
 uint64_t collective(Op op, uint32_t mask, uint64_t value, uint32_t argument, const char *file, int line);
+// What all lanes of a warp do together with more than 8 bytes each: every lane gives the address of its part, and once all
+// have come, `all` is called for the 32 of them.
+void together(Op op, void *mine, void (*all)(void *const (&lanes)[32]), const char *file, int line);
+// Copies of 16 bytes that are under way: their targets hold NaN until this thread waits for their group.
+void copy_begin(void *to, const void *from);
+void copies_commit();
+void copies_wait(uint32_t but);
 // Waits until every thread of the block has come to the same line.
 void barrier(const char *file, int line);
 // Memory of the block, the same for every thread that names the same site; filled with NaN when first asked for.
@@ -113,6 +121,13 @@ extern "C" void EMU_JOIN(airllm_emu_unit_, EMU_UNIT)() {}
 #endif
 
 template <class T> inline T __ldg(const T *at) { return *at; }
+
+// Threads of a block take turns, blocks follow each other: nothing comes between.
+inline uint32_t atomicAdd(uint32_t *at, uint32_t by) {
+    const uint32_t was = *at;
+    *at = was + by;
+    return was;
+}
 
 inline int __popc(uint32_t bits) { return std::popcount(bits); }
 
