@@ -1,24 +1,29 @@
 //! `cargo xtask build-kernels`: the CUDA kernels, compiled by nvcc into `target/kernels`.
 //!
-//! A fatbin for each `.cu` file, machine code for every architecture in [`ARCHS`] and PTX for newer ones, compressed. What ptxas
-//! says of each kernel's registers and memory lies beside it. A file is compiled again only when a source, a flag or the
-//! compiler has changed.
+//! One compressed fat binary of all `.cu` files, machine code for every architecture in [`ARCHS`] and PTX for newer ones, in
+//! `airllm.kernels`, which the build of `airllm-kernels` embeds. What ptxas says of each kernel's registers and memory lies
+//! beside it. It is compiled again only when a source, a flag or the compiler has changed.
 
+#[path = "../../crates/kernels/build/container.rs"]
+mod container;
 mod ptxas;
 
-use crate::read;
-use anyhow::{Context, Result, bail, ensure};
-use std::ffi::OsStr;
+use crate::{read, succeed};
+use anyhow::{Context, Result, ensure};
+use container::Container;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::sync::Mutex;
+use std::process::Command;
+use std::time::Instant;
 
 /// Architectures with machine code: Turing, A100, Ampere, Ada, Hopper, Blackwell.
 pub const ARCHS: [&str; 6] = ["75", "80", "86", "89", "90", "120"];
+/// The architecture whose PTX comes along.
+const PTX: &str = "90";
 /// Without contraction, so that host and device round alike; see `kernels/README.md`.
-const FLAGS: [&str; 8] = [
+const FLAGS: [&str; 9] = [
     "-fatbin",
+    "-t0",
     "-std=c++17",
     "-O3",
     "-fmad=false",
@@ -38,8 +43,11 @@ pub struct Args {
     #[arg(long)]
     report: bool,
     /// Write kernels/ptxas.txt anew, with what this compiler says
-    #[arg(long)]
+    #[arg(long, conflicts_with = "arch")]
     accept: bool,
+    /// Only these architectures (`90,120`), for the machine at hand
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    arch: Vec<String>,
     /// The compiler; otherwise that of .cuda, of CUDA_HOME, or in the PATH
     #[arg(long, value_name = "PATH")]
     nvcc: Option<PathBuf>,
@@ -53,34 +61,13 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
     let nvcc = find(root, args.nvcc.as_deref())?;
     let version = version(&nvcc)?;
     println!("{}: {version}", nvcc.display());
+    let archs: Vec<&str> =
+        if args.arch.is_empty() { ARCHS.into() } else { args.arch.iter().map(String::as_str).collect() };
     let out = root.join("target/kernels");
     std::fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
-    let sources = sources(&root.join("kernels"))?;
-    let key = key(root, &version)?;
-    let queue = Mutex::new(sources.iter());
-    let worker = || -> Result<()> {
-        loop {
-            let next = queue.lock().map_or(None, |mut queue| queue.next());
-            let Some(source) = next else { return Ok(()) };
-            compile(root, &nvcc, source, &out, key)?;
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(sources.len());
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| bail!("a worker panicked")))
-    })?;
+    let log = compile(root, &nvcc, &version, &archs, &out)?;
 
-    let mut bytes = 0;
-    let mut logs = String::new();
-    for source in &sources {
-        let stem = out.join(unit(root, source));
-        let fatbin = stem.with_extension("fatbin");
-        bytes += fatbin.metadata().with_context(|| format!("looking at {}", fatbin.display()))?.len();
-        logs += &read(&stem.with_extension("log"))?;
-    }
-    println!("{}: {} fatbins, {} KiB", out.display(), sources.len(), bytes / 1024);
-    let found = ptxas::parse(&logs)?;
+    let found = ptxas::parse(&log)?;
     let page = root.join("kernels/ptxas.txt");
     if args.accept {
         std::fs::write(&page, ptxas::table(&found, &version))
@@ -97,6 +84,13 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whether the kernels are compiled from the sources as they are.
+pub fn current(root: &Path) -> Result<bool> {
+    let Ok(bytes) = std::fs::read(root.join("target/kernels/airllm.kernels")) else { return Ok(false) };
+    let made_of = Container::from_bytes(&bytes).map(|container| container.sources);
+    Ok(made_of == Ok(container::hash(&root.join("kernels")).context("reading the kernels")?))
 }
 
 /// A virtual environment with the wheels that `kernels/requirements-nvcc.txt` names.
@@ -138,86 +132,54 @@ fn version(nvcc: &Path) -> Result<String> {
     Ok(line.with_context(|| format!("{} --version names no release:\n{text}", nvcc.display()))?.to_owned())
 }
 
-/// Every kernel that a device is given: those of `emu` are checks of the host's side.
-fn sources(kernels: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = files(kernels)?;
-    files.retain(|file| file.extension() == Some(OsStr::new("cu")) && !file.starts_with(kernels.join("emu")));
-    ensure!(!files.is_empty(), "no .cu files below {}", kernels.display());
-    Ok(files)
-}
-
-/// Files two levels deep, in one order.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in folder.read_dir().with_context(|| format!("listing {}", folder.display()))? {
-        let path = entry?.path();
-        if path.is_dir() { found.extend(files(&path)?) } else { found.push(path) }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Everything that a fatbin depends on, as a number. Headers count for every file.
-fn key(root: &Path, version: &str) -> Result<u64> {
+/// Compiles everything, unless what is there was made from the same. What ptxas said comes back.
+///
+/// nvcc gets one file that includes the others: fat binaries cannot be put together afterwards (a driver loads only one
+/// image of each architecture in one), and linked device code has no PTX.
+fn compile(root: &Path, nvcc: &Path, version: &str, archs: &[&str], out: &Path) -> Result<String> {
+    let kernels = root.join("kernels");
+    let sources = container::hash(&kernels).with_context(|| format!("reading {}", kernels.display()))?;
+    let (file, log, stamp) = (out.join("airllm.kernels"), out.join("kernels.log"), out.join("kernels.stamp"));
     let mut hasher = DefaultHasher::new();
-    (version, FLAGS, ARCHS).hash(&mut hasher);
-    for file in files(&root.join("kernels"))? {
-        if file.extension().is_some_and(|e| e == "cuh" || e == "h") {
-            read(&file)?.hash(&mut hasher);
-        }
-    }
-    Ok(hasher.finish())
-}
-
-/// The name of what a source is compiled to.
-fn unit(root: &Path, source: &Path) -> String {
-    let name = source.strip_prefix(root.join("kernels")).unwrap_or(source).with_extension("");
-    name.to_string_lossy().replace(['/', '\\'], "_")
-}
-
-/// Compiles a file, unless what is there was made from the same.
-fn compile(root: &Path, nvcc: &Path, source: &Path, out: &Path, key: u64) -> Result<()> {
-    let name = unit(root, source);
-    let stem = out.join(&name);
-    let (fatbin, log, stamp) =
-        (stem.with_extension("fatbin"), stem.with_extension("log"), stem.with_extension("stamp"));
-    let mut hasher = DefaultHasher::new();
-    (key, read(source)?).hash(&mut hasher);
+    (sources, version, FLAGS, archs).hash(&mut hasher);
     let made_from = format!("{:016x}", hasher.finish());
     let same = std::fs::read_to_string(&stamp).is_ok_and(|was| was == made_from);
-    if same && fatbin.is_file() && log.is_file() {
-        return Ok(());
+    if same && file.is_file() && log.is_file() {
+        println!("{}: up to date", file.display());
+        return read(&log);
     }
     // An interrupted run must not pass for a whole one.
     if stamp.is_file() {
         std::fs::remove_file(&stamp).with_context(|| format!("removing {}", stamp.display()))?;
     }
-    println!("compiling {name}");
+    let mut units = container::sources(&kernels).with_context(|| format!("listing {}", kernels.display()))?;
+    units.retain(|file| file.extension().is_some_and(|extension| extension == "cu"));
+    ensure!(!units.is_empty(), "no .cu files below {}", kernels.display());
+    let all = out.join("kernels.cu");
+    let text: String = units.iter().map(|unit| format!("#include {unit:?}\n")).collect();
+    std::fs::write(&all, text).with_context(|| format!("writing {}", all.display()))?;
+    println!("compiling {} files for sm_{}", units.len(), archs.join(", "));
+    let start = Instant::now();
+    let fatbin = out.join("kernels.fatbin");
     let mut command = Command::new(nvcc);
-    command.args(FLAGS).arg("-I").arg(root.join("kernels/include")).arg("-o").arg(&fatbin).arg(source);
-    for (i, arch) in ARCHS.into_iter().enumerate() {
-        // PTX of the oldest: the driver can compile it for whatever has no machine code.
-        let ptx = if i == 0 { format!(",compute_{arch}") } else { String::new() };
+    command.args(FLAGS).arg("-I").arg(kernels.join("include")).arg("-o").arg(&fatbin).arg(&all);
+    let newest = archs.iter().find(|arch| **arch == PTX).or(archs.last());
+    for arch in archs {
+        // PTX that drivers can compile for GPUs without machine code here: those between Hopper and the newest, and later ones.
+        let ptx = if Some(arch) == newest { format!(",compute_{arch}") } else { String::new() };
         command.arg("-gencode").arg(format!("arch=compute_{arch},code=[sm_{arch}{ptx}]"));
     }
     let output = succeed(&mut command)?;
-    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     std::fs::write(&log, &said).with_context(|| format!("writing {}", log.display()))?;
-    std::fs::write(&stamp, made_from).with_context(|| format!("writing {}", stamp.display()))
-}
 
-/// Runs a command; what it said is the error where it fails.
-fn succeed(command: &mut Command) -> Result<Output> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("starting {name}"))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    ensure!(
-        output.status.success(),
-        "{name} {}: {}\n{}{}",
-        command.get_args().map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" "),
-        output.status,
-        text(&output.stdout),
-        text(&output.stderr)
-    );
-    Ok(output)
+    let image = std::fs::read(&fatbin).with_context(|| format!("reading {}", fatbin.display()))?;
+    let compiler = version.trim_start_matches("Cuda compilation tools, ");
+    let made = format!("nvcc {compiler}, sm_{}", archs.join(" "));
+    // Sources that changed meanwhile leave a hash of before: the build will say that they are newer.
+    let container = Container { sources, made: &made, image: &image };
+    std::fs::write(&file, container.to_bytes()).with_context(|| format!("writing {}", file.display()))?;
+    std::fs::write(&stamp, made_from).with_context(|| format!("writing {}", stamp.display()))?;
+    println!("{}: {} KiB, {:.0} s", file.display(), image.len() / 1024, start.elapsed().as_secs_f64());
+    Ok(said)
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask ci`: every check of the repository, one after the other.
 
-use crate::tidy;
+use crate::{codegen, tidy};
 use airllm_tests::program::cargo;
 use anyhow::{Context, Result, ensure};
 use std::io::Write;
@@ -19,6 +19,7 @@ pub fn run(root: &Path, no_tests: bool, sanitize: bool) -> Result<()> {
         Step::cargo("loom", "test --package airllm-stream --lib --features loom", &[]),
         // Not among the default members, so a plain `cargo test` leaves them out.
         Step::cargo("tests of chores", "test --package xtask --package airllm-benches", &[]),
+        Step { name: "structures of kernels", run: Box::new(codegen::ci) },
         Step { name: "CUDA kernels on the host", run: Box::new(|_| emu()) },
     ];
     if !no_tests {
@@ -58,10 +59,13 @@ fn emu() -> Result<()> {
         return Ok(());
     }
     for args in [
-        "clippy --package airllm-kernels --package airllm-tests --features airllm-kernels/emu,airllm-tests/emu \
-         --all-targets -- -D warnings",
-        "test --package airllm-kernels --features emu",
-        "test --package airllm-tests --features emu --test emu --test emu_model",
+        // One set of features for all of them, so that the kernels are compiled once.
+        "clippy --package airllm-kernels --package airllm-standin --package airllm-tests --features \
+         airllm-kernels/emu,airllm-kernels/standin,airllm-standin/emu,airllm-tests/standin --all-targets -- -D warnings",
+        "test --package airllm-kernels --features emu,standin --lib",
+        "test --package airllm-standin --features emu,airllm-kernels/standin",
+        "test --package airllm-tests --features standin --test emu --test emu_model --test cuda \
+         --test cuda_order --test cuda_run",
     ] {
         let status = cargo().args(args.split_whitespace()).status().context("starting cargo")?;
         ensure!(status.success(), "cargo {args}: {status}");

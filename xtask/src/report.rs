@@ -1,5 +1,7 @@
 //! `cargo xtask report`: benchmark results as tables.
 
+mod bars;
+
 use crate::read;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -10,8 +12,11 @@ const BEGIN: &str = "<!-- begin: cargo xtask report -->";
 const END: &str = "<!-- end -->";
 
 /// Renders every `benches/results/*.json` between the markers of the page beside them.
-pub fn run(root: &Path, check: bool) -> Result<()> {
+pub fn run(root: &Path, check: bool, add: Option<&Path>) -> Result<()> {
     let dir = root.join("benches/results");
+    if let Some(from) = add {
+        take(from, &dir)?;
+    }
     let mut files = Vec::new();
     for entry in dir.read_dir().with_context(|| format!("listing {}", dir.display()))? {
         let path = entry?.path();
@@ -21,11 +26,14 @@ pub fn run(root: &Path, check: bool) -> Result<()> {
     }
     files.sort();
     let mut tables = String::new();
+    let mut results = Vec::new();
     for file in &files {
         let result: Value =
             serde_json::from_str(&read(file)?).with_context(|| format!("parsing {}", file.display()))?;
         tables += &table(&result).with_context(|| format!("in {}", file.display()))?;
+        results.push(result);
     }
+    tables = bars::table(&results)? + &tables;
     let page = dir.join("README.md");
     let old = read(&page)?;
     let new = between_markers(&old, &tables).with_context(|| format!("in {}", page.display()))?;
@@ -38,14 +46,38 @@ pub fn run(root: &Path, check: bool) -> Result<()> {
     Ok(())
 }
 
+/// Copies results, after a look at whether they are any.
+fn take(from: &Path, to: &Path) -> Result<()> {
+    let mut count = 0;
+    for entry in from.read_dir().with_context(|| format!("listing {}", from.display()))? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().filter(|_| path.extension().is_some_and(|e| e == "json")) else {
+            continue;
+        };
+        let result: Value =
+            serde_json::from_str(&read(&path)?).with_context(|| format!("parsing {}", path.display()))?;
+        table(&result).with_context(|| format!("in {}", path.display()))?;
+        ensure!(
+            result["quick"] != true,
+            "{}: measured with AIRLLM_BENCH_QUICK: small sizes, to see that it runs",
+            path.display()
+        );
+        std::fs::copy(&path, to.join(name)).with_context(|| format!("copying {}", path.display()))?;
+        count += 1;
+    }
+    ensure!(count > 0, "no results in {}", from.display());
+    Ok(())
+}
+
 /// One result as a heading, a paragraph on the circumstances and a table.
 fn table(result: &Value) -> Result<String> {
     let machine = &result["machine"];
     let mut out = format!(
-        "\n### {}\n\n{}, commit `{}`, on {}, {} cores, {} RAM, {}, {}:\n`{}`\n\n",
+        "\n### {}\n\n{}, commit `{}`, on {}{}, {} cores, {} RAM, {}, {}:\n`{}`\n\n",
         text(result, "name")?,
         text(result, "date")?,
         text(result, "commit")?,
+        machine["gpu"].as_str().map_or(String::new(), |gpu| format!("**{gpu}** and ")),
         text(machine, "cpu")?,
         machine["cores"].as_u64().context("machine.cores: expected a whole number")?,
         text(machine, "ram")?,
@@ -109,6 +141,36 @@ mod tests {
         let table = table(&result()).unwrap();
         assert!(table.contains("| ring | 1.23 | GB/s | 0.910 | O_DIRECT |"), "{table}");
         assert!(table.contains("| mmap | 512 | MB/s |  |  |"), "{table}");
+    }
+
+    #[test]
+    fn a_gpu_is_named() {
+        let mut result = result();
+        assert!(table(&result).unwrap().contains(", on a cpu, 2 cores"));
+        result["machine"]["gpu"] = json!("a gpu");
+        assert!(table(&result).unwrap().contains(", on **a gpu** and a cpu, 2 cores"));
+    }
+
+    #[test]
+    fn results_are_taken_if_they_are_any() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        take(from.path(), to.path()).unwrap_err();
+        std::fs::write(from.path().join("2026-01-02-disk.json"), result().to_string()).unwrap();
+        std::fs::write(from.path().join("disk.log"), "not a result").unwrap();
+        take(from.path(), to.path()).unwrap();
+        assert_eq!(to.path().read_dir().unwrap().count(), 1);
+        std::fs::write(from.path().join("2026-01-02-token.json"), "{}").unwrap();
+        take(from.path(), to.path()).unwrap_err();
+    }
+
+    #[test]
+    fn quick_results_are_none() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut result = result();
+        result["quick"] = json!(true);
+        std::fs::write(from.path().join("2026-01-02-disk.json"), result.to_string()).unwrap();
+        let error = take(from.path(), to.path()).unwrap_err().to_string();
+        assert!(error.contains("AIRLLM_BENCH_QUICK"), "{error}");
     }
 
     #[test]

@@ -15,9 +15,11 @@ const LAYERS: [&str; 7] = [
 /// Stands beside `airllm-model`: uses none of ours, and is used by the facade and the program.
 const TEXT: &str = "airllm-text";
 /// Outside the layers: may use any of the crates, and is used by none of them.
-const OUTSIDE: [&str; 2] = [HELPERS, "airllm-benches"];
+const OUTSIDE: [&str; 3] = [HELPERS, STANDIN, "airllm-benches"];
 /// Test helpers, and the writer of random checkpoints.
 const HELPERS: &str = "airllm-tests";
+/// The stand-in for the CUDA driver.
+const STANDIN: &str = "airllm-standin";
 /// Chores: uses no crate of the engine, so that it builds fast and checks them from outside.
 const XTASK: &str = "xtask";
 
@@ -36,7 +38,8 @@ pub fn check(metadata: &Metadata) -> Vec<String> {
         }
         for dependency in package.dependencies.iter().filter(|d| ours(&d.name)) {
             // Test helpers may serve any crate's tests; they are no part of what it builds.
-            let helpers = dependency.kind == DependencyKind::Development && dependency.name == HELPERS;
+            let helpers = dependency.kind == DependencyKind::Development
+                && [HELPERS, STANDIN].contains(&dependency.name.as_str());
             if !helpers && !may_use(name, &dependency.name) {
                 findings.push(format!("{name} uses {}, which is not below it", dependency.name));
             }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// No file longer than this: one that is holds several rooms.
 const MOST_LINES: usize = 500;
+/// What files begin with that a program writes: nobody reads them as a room.
+const GENERATED: &str = "//! Written by `cargo xtask ";
 /// Folders with sources, from the root of the repository.
 const FOLDERS: [&str; 6] = ["crates", "tests", "benches", "xtask", "fuzz", "kernels"];
 /// Extensions of sources.
@@ -14,13 +16,23 @@ const SOURCES: [&str; 5] = ["rs", "cu", "cuh", "h", "cpp"];
 /// Crates that forbid `unsafe` altogether.
 const SAFE: [&str; 5] = ["airllm-format", "airllm-quant", "airllm-text", "airllm-model", "airllm"];
 /// Beginnings of the paths where `unsafe` may stand.
-const UNSAFE: [&str; 5] = [
+const UNSAFE: &[&str] = &[
     "crates/kernels/src/cpu/simd",
     "crates/kernels/src/cuda",
     "crates/kernels/src/emu",
+    "crates/kernels/src/launch",
     "crates/stream/src/arena",
+    // Declare what callers of `Memory` must promise, or need none of it.
+    "crates/kernels/src/memory.rs",
+    "crates/kernels/src/trace.rs",
+    "crates/stream/tests/common",
+    // The stand-in driver, called as C calls it.
+    "tests/standin",
     // Maps files, to measure a method that the engine does not use.
     "benches/benches/disk.rs",
+    // Call the driver and cuBLAS, to measure what the engine does not use.
+    "benches/src/gpu/cublas.rs",
+    "benches/src/gpu/driver.rs",
 ];
 
 /// Breaches in the sources below `root`.
@@ -73,7 +85,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 fn check_file(path: &str, text: &str) -> Vec<String> {
     let mut findings = Vec::new();
     let lines = text.lines().count();
-    if lines > MOST_LINES {
+    if lines > MOST_LINES && !text.starts_with(GENERATED) {
         findings.push(format!("{lines} lines; more than {MOST_LINES} are several rooms"));
     }
     if path.ends_with(".rs") {
@@ -214,6 +226,7 @@ mod tests {
         let long = format!("//! Docs.\n{}", "\n".repeat(MOST_LINES));
         assert_eq!(check_file("a.rs", &long).len(), 1);
         assert_eq!(check_file("a.rs", "//! Docs.\n"), [""; 0]);
+        assert_eq!(check_file("a.rs", &format!("{GENERATED}x`.{long}")), [""; 0]);
         assert_eq!(check_file("a.cu", &long).len(), 1);
     }
 
