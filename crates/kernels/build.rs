@@ -1,7 +1,16 @@
-//! With the feature `emu`: compiles the CUDA kernels for this machine, as `kernels/README.md` says.
+//! Embeds the CUDA kernels where they have been compiled. With the feature `emu`: compiles them for this machine, as
+//! `kernels/README.md` says.
+
+#[path = "build/image.rs"]
+mod image;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    let out = std::env::var_os("OUT_DIR").unwrap_or_default();
+    if let Err(why) = image::embed(out.as_ref()) {
+        println!("cargo::error={}", why.replace('\n', " "));
+        std::process::exit(1);
+    }
     #[cfg(feature = "emu")]
     emu::build();
 }
@@ -55,6 +64,8 @@ mod emu {
         std::fs::write(&all, text)
             .unwrap_or_else(|error| stop(&format!("writing {}: {error}", all.display())));
         library.file(all).file(root.join("emu/fiber.cpp")).compile("airllm_emu");
+        // For the stand-in driver, which holds the same objects.
+        println!("cargo::metadata=lib={}", out().join("libairllm_emu.a").display());
     }
 
     /// A C++ compiler with the flags that all files need.

@@ -18,13 +18,14 @@ mod matrix;
 mod refusals;
 mod tokens;
 
-pub use attention::{attend, rope};
-pub use matrix::{decode, matmul, not_finite};
+pub use attention::{attend, attend_prompt, attend_stored, attend_stored_prompt, rope};
+pub use matrix::{company, decode, matmul, matmul_prompt, not_finite};
 pub use refusals::{empty, refusals};
 pub use tokens::{
     add, add_bias, gated, gather, place, reorder, rms_norm, rms_norm_rows, scale_rows, scatter_add, store,
 };
 
+use crate::{KvFormat, Regime};
 use airllm_format::NumFormat;
 
 /// Rows, columns and other dimensions: around the edges of tiles.
@@ -59,6 +60,38 @@ pub const fn bound(format: NumFormat) -> f64 {
         NumFormat::Q2K | NumFormat::Q2 => 1.6e-1,
         // A new format has to name its bound.
         _ => 0.0,
+    }
+}
+
+/// Bound on the error of a product of tokens of a prompt, against the f64 product of the same stored weights and
+/// activations: what [`Regime::Prompt`](crate::Regime) may round. Far below what storing weights in few bits costs
+/// ([`bound`]).
+pub const fn prompt_bound(format: NumFormat) -> f64 {
+    match format {
+        NumFormat::F32 => ARITHMETIC,
+        // Activations in two parts.
+        NumFormat::F16 | NumFormat::Bf16 => 1e-10,
+        // Weights and activations rounded to f16: 2^-12 each, at most.
+        _ => 2e-7,
+    }
+}
+
+/// Bound on the error of a product on a device that computes it in integers
+/// ([`Ops::in_integers`](crate::Ops::in_integers)), against the f64 product of the same stored weights and activations:
+/// activations are rounded to 16 bits under the largest of 256. Between that of f16 activations (2e-8) and f32.
+pub const INTEGERS: f64 = 4e-9;
+
+/// The same for attention of a prompt's tokens.
+pub const PROMPT_ATTENTION: f64 = 1e-11;
+
+/// Bound on the error of attention, against the f64 result over the numbers that the cache holds.
+pub const fn attention_bound(regime: Regime, cache: KvFormat) -> f64 {
+    match (regime, cache) {
+        (Regime::Token, _) => ARITHMETIC,
+        (Regime::Prompt, KvFormat::F32 | KvFormat::F16) => PROMPT_ATTENTION,
+        // Code times scale rounded to f16, by up to 2^-11 of it: 2.4e-7 where heads have one value, and about as much
+        // again by scores; 1e-7 on average.
+        (Regime::Prompt, KvFormat::Q8) => 1e-6,
     }
 }
 
@@ -98,7 +131,7 @@ macro_rules! conformance {
     ($name:ident, $device:expr) => {
         $crate::conformance!($name, $device,
             decode matmul not_finite rms_norm rms_norm_rows add_bias add gated reorder scale_rows scatter_add place
-            rope store attend gather refusals empty);
+            rope store attend attend_stored gather refusals empty matmul_prompt attend_prompt attend_stored_prompt company);
     };
     ($name:ident, $device:expr, $($verb:ident)+) => {
         mod $name {

@@ -32,6 +32,32 @@ pub enum Error {
         /// Name of the device.
         device: &'static str,
     },
+    /// The device may take no more memory.
+    #[error(
+        "no memory for {bytes} bytes in one piece on {device}: {left} of its budget of {budget} bytes are not in use"
+    )]
+    Budget {
+        /// Bytes asked for.
+        bytes: usize,
+        /// Name of the device.
+        device: &'static str,
+        /// Bytes of the budget that nothing uses, in however many pieces.
+        left: u64,
+        /// Bytes that the device may take in all.
+        budget: u64,
+    },
+    /// The driver of a device failed.
+    #[error("{call}: {what}")]
+    Device {
+        /// Its function.
+        call: &'static str,
+        /// Name and text of its error; where kernels may have failed, their names.
+        what: String,
+    },
+    /// There is no CUDA device to use.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Unusable(#[from] crate::Unusable),
     /// A kernel did not run to its end.
     #[error("{verb}: kernel {kernel}: {what}")]
     Kernel {

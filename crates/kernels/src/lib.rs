@@ -5,6 +5,7 @@
 //!
 //! - [`Cpu`] computes from host memory, with AVX2 where the processor has it;
 //! - [`Trace`] computes nothing, but checks and logs every call;
+//! - `Cuda`, with the feature `cuda`, is a GPU of NVIDIA; the driver is looked for when it is opened;
 //! - `Emu`, with the feature `emu`, runs the CUDA kernels on the host, thread by thread. For tests.
 //!
 //! [`mod@conformance`] holds the cases that every device must pass.
@@ -27,22 +28,39 @@
 //!
 //! What is absent: files, models, and any choice between devices.
 
-#[cfg(feature = "emu")]
+#[cfg(any(feature = "emu", feature = "cuda", test))]
+#[cfg_attr(not(feature = "emu"), allow(dead_code, unused_imports))]
 mod abi;
 pub mod conformance;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 #[cfg(feature = "emu")]
 mod emu;
 mod error;
+mod image;
+#[cfg(any(feature = "emu", feature = "cuda"))]
+mod launch;
 mod memory;
 mod ops;
 mod shape;
 mod trace;
 
 pub use cpu::{Cpu, CpuBuf};
+#[cfg(feature = "cuda")]
+pub use cuda::{
+    Cuda, CudaBuf, CudaFence, CudaSettings, CudaVersion, CudaView, DeviceInfo, DeviceMemory, Unusable,
+    devices,
+};
 #[cfg(feature = "emu")]
 pub use emu::{Emu, EmuBuf, EmuView, Order, Rung};
 pub use error::{Error, Result};
+pub use image::Kernels;
+#[cfg(any(feature = "emu", feature = "cuda"))]
+pub use launch::scratch_bytes;
 pub use memory::Memory;
-pub use ops::{Activation, Attend, Columns, Matrix, Ops, Place, Rope, RopeKind, Work, alibi_slope};
+pub use ops::{
+    Activation, Attend, Columns, Heads, KvFormat, Matrix, Ops, Place, Regime, Rope, RopeKind, Tokens, Work,
+    alibi_slope,
+};
 pub use trace::{Event, Extent, Trace};

@@ -29,6 +29,43 @@ pub struct Columns {
     pub first: usize,
 }
 
+/// Which rows of activations a product takes, and what their tokens are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tokens {
+    /// The first row, of the operand and of the result.
+    pub first: usize,
+    /// Rows.
+    pub n: usize,
+    /// What the tokens are.
+    pub regime: Regime,
+}
+
+impl Tokens {
+    /// The first `n` rows, in the fixed order of sums.
+    pub const fn few(n: usize) -> Self {
+        Self { first: 0, n, regime: Regime::Token }
+    }
+
+    /// The row behind the last.
+    pub const fn end(self) -> usize {
+        self.first.saturating_add(self.n)
+    }
+}
+
+/// How a device may multiply. Chosen by what a token is, never by how many there are or what a plan says: so
+/// the same tokens get the same bits under every plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Regime {
+    /// Generated tokens, and whatever else must not be rounded noticeably: f32 activations, products summed in f32 in one
+    /// fixed order, or what [`Ops::in_integers`] allows.
+    #[default]
+    Token,
+    /// Tokens of a prompt: a device may use its matrix units, which have an order of sums of their own, and round
+    /// activations to two parts or to f16 for them, within the bounds of
+    /// [`conformance::prompt_bound`](crate::conformance::prompt_bound).
+    Prompt,
+}
+
 /// How rotary position embedding pairs the elements of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopeKind {
@@ -51,6 +88,89 @@ pub struct Rope {
     pub rotary: usize,
     /// Which elements form a pair.
     pub kind: RopeKind,
+}
+
+/// How numbers are stored in a cache of keys or values.
+///
+/// A cache is `[position][head]`, and a head a row of numbers: `4 · dim` bytes, `2 · dim`, or a row of the weight format
+/// `q8`, each 64 numbers with a scale of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum KvFormat {
+    /// As they were computed.
+    #[default]
+    F32,
+    /// Rounded to half precision. Numbers from 65520 on become infinite.
+    F16,
+    /// Eight bits and a scale, as `airllm_quant::pack_row` makes them of [`NumFormat::Q8`]. Where one of 64 numbers is
+    /// infinite, NaN, or so large that the scale is no half, all of them read as NaN.
+    Q8,
+}
+
+impl KvFormat {
+    /// Every one, the most bits first.
+    pub const ALL: [KvFormat; 3] = [KvFormat::F32, KvFormat::F16, KvFormat::Q8];
+
+    /// The format of a head, as a row of weights has it.
+    pub const fn format(self) -> NumFormat {
+        match self {
+            Self::F32 => NumFormat::F32,
+            Self::F16 => NumFormat::F16,
+            Self::Q8 => NumFormat::Q8,
+        }
+    }
+
+    /// Bytes of a head of `dim` numbers, at most `usize::MAX`.
+    pub fn head_bytes(self, dim: usize) -> usize {
+        // Beyond this the format's own arithmetic could wrap.
+        if dim > usize::MAX / 64 { usize::MAX } else { self.format().row_bytes(dim) }
+    }
+
+    /// `"f32"`, `"f16"` or `"q8"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8 => "q8",
+        }
+    }
+}
+
+impl std::fmt::Display for KvFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for KvFormat {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|format| format.name() == name);
+        found.ok_or_else(|| format!("a cache of keys and values is f32, f16 or q8, not {name:?}"))
+    }
+}
+
+/// The heads of a row of a cache, for [`Ops::store`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Heads in a row.
+    pub heads: usize,
+    /// Numbers in a head.
+    pub dim: usize,
+    /// How the cache stores them.
+    pub cache: KvFormat,
+}
+
+impl Heads {
+    /// Numbers in a row.
+    pub const fn width(self) -> usize {
+        self.heads.saturating_mul(self.dim)
+    }
+
+    /// Bytes of a row of the cache, at most `usize::MAX`.
+    pub fn row_bytes(self) -> usize {
+        if self.dim == 0 { 0 } else { self.heads.saturating_mul(self.cache.head_bytes(self.dim)) }
+    }
 }
 
 /// Shape of causal grouped-query attention over one sequence's cache.
@@ -79,6 +199,10 @@ pub struct Attend {
     /// Whether scores get `slope · (j - p)`, `j` being the row, `p` the query's position, and the slope
     /// that of [`alibi_slope`].
     pub alibi: bool,
+    /// What the queries' tokens are.
+    pub regime: Regime,
+    /// How keys and values are stored.
+    pub cache: KvFormat,
 }
 
 /// The slope of a head in ALiBi: `2^(-8(h+1)/m)` for the first `m` heads, `m` being the largest power of
@@ -122,21 +246,27 @@ pub struct Place {
 
 /// The verbs. A device implements each of them; there is no default that fails at run time.
 ///
-/// Results are a function of the operands alone: the same numbers come out, bit for bit, however the
-/// rows of a matrix were cut into calls, however many tokens share a call and however many threads work.
+/// Results are a function of the operands and of the [`Regime`] alone: the same numbers come out, bit for bit,
+/// however the rows of a matrix were cut into calls, however many tokens share a call and however many threads work.
 pub trait Ops: Memory {
     /// Widens packed rows to f32: `y[rows, cols]`. The embedding lookup, after its rows were fetched.
     fn decode(&self, rows: Matrix<Self::View<'_>>, y: &mut Self::Buf) -> Result<()>;
 
-    /// `y[t, out.first + r] = Σ_c x[t, c] · w[r, c]` for `t < n`; `x` is `[n, cols]`.
+    /// `y[t, out.first + r] = Σ_c x[t, c] · w[r, c]` for the rows `t` of `tokens`; `x` is `[_, cols]`.
     fn matmul(
         &self,
         w: Matrix<Self::View<'_>>,
         x: &Self::Buf,
-        n: usize,
+        tokens: Tokens,
         y: &mut Self::Buf,
         out: Columns,
     ) -> Result<()>;
+
+    /// Whether [`matmul`](Ops::matmul) with weights in `format` rounds activations, in both regimes, to 16 bits under the
+    /// largest magnitude of 256 columns, so that products are sums of integers.
+    fn in_integers(&self, _format: NumFormat) -> bool {
+        false
+    }
 
     /// `y[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight`; `weight` is `dim` f32.
     ///
@@ -205,13 +335,14 @@ pub trait Ops: Memory {
     /// attention factor already multiplied in.
     fn rope(&self, x: &mut Self::Buf, table: &Self::Buf, shape: Rope) -> Result<()>;
 
-    /// Copies rows `first..first + n` of `x[_, dim]` to rows `at..at + n` of `cache[_, dim]`.
+    /// Stores rows `first..first + n` of `x[_, heads, dim]` in rows `at..at + n` of a cache, in the cache's format.
+    /// The bits are the same on every device. Bytes that pad a head are left as they are.
     fn store(
         &self,
         x: &Self::Buf,
         first: usize,
         n: usize,
-        dim: usize,
+        shape: Heads,
         cache: &mut Self::Buf,
         at: usize,
     ) -> Result<()>;
@@ -220,7 +351,8 @@ pub trait Ops: Memory {
     /// scores changed as the shape says.
     ///
     /// `q` is `[_, heads, head_dim]`, `out` `[_, heads, value_dim]`, `k` `[capacity, kv_heads, head_dim]`
-    /// and `v` `[capacity, kv_heads, value_dim]`.
+    /// and `v` `[capacity, kv_heads, value_dim]`, both as [`store`](Ops::store) stores them. Arithmetic is that of f32
+    /// on the stored numbers, within what the regime allows.
     fn attend(
         &self,
         q: &Self::Buf,

@@ -3,14 +3,14 @@
 //! Sizes are multiplied saturating: a product that does not fit cannot be satisfied by any buffer, so
 //! it is refused like every other size that is too large.
 
-use crate::{Attend, Columns, Error, Matrix, Place, Result, Rope, Work};
+use crate::{Attend, Columns, Error, Heads, Matrix, Place, Result, Rope, Tokens, Work};
 use airllm_format::NumFormat;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Sums of declared work, counted by several threads.
 #[derive(Debug, Default)]
-pub(crate) struct Counter {
+pub struct Counter {
     bytes: AtomicU64,
     flops: AtomicU64,
     calls: AtomicU64,
@@ -60,11 +60,11 @@ pub(crate) fn decode(rows: &Matrix<usize>, y: usize) -> Result<Work> {
     Ok(work(&[matrix_bytes(rows), out], &[rows.rows, rows.cols]))
 }
 
-pub(crate) fn matmul(w: &Matrix<usize>, x: usize, n: usize, y: usize, out: Columns) -> Result<Work> {
+pub(crate) fn matmul(w: &Matrix<usize>, x: usize, tokens: Tokens, y: usize, out: Columns) -> Result<Work> {
     const VERB: &str = "matmul";
     whole_blocks(VERB, w)?;
     need(VERB, "w", matrix_bytes(w), w.data)?;
-    need(VERB, "x", f32s(&[n, w.cols]), x)?;
+    need(VERB, "x", f32s(&[tokens.end(), w.cols]), x)?;
     if out.first.saturating_add(w.rows) > out.stride {
         return Err(Error::Argument {
             verb: VERB,
@@ -74,7 +74,8 @@ pub(crate) fn matmul(w: &Matrix<usize>, x: usize, n: usize, y: usize, out: Colum
             ),
         });
     }
-    need(VERB, "y", f32s(&[n, out.stride]), y)?;
+    need(VERB, "y", f32s(&[tokens.end(), out.stride]), y)?;
+    let n = tokens.n;
     let moved = [matrix_bytes(w), f32s(&[n, w.cols]), f32s(&[n, w.rows])];
     Ok(work(&moved, &[2, n, w.rows, w.cols]))
 }
@@ -180,11 +181,12 @@ pub(crate) fn rope(x: usize, table: usize, shape: &Rope) -> Result<Work> {
     Ok(work(&moved, &[3, shape.n, shape.heads, shape.rotary]))
 }
 
-pub(crate) fn store(x: usize, first: usize, n: usize, dim: usize, cache: usize, at: usize) -> Result<Work> {
+pub(crate) fn store(x: usize, first: usize, n: usize, shape: Heads, cache: usize, at: usize) -> Result<Work> {
     const VERB: &str = "store";
-    need(VERB, "x", f32s(&[first.saturating_add(n), dim]), x)?;
-    need(VERB, "cache", f32s(&[at.saturating_add(n), dim]), cache)?;
-    Ok(work(&[f32s(&[2, n, dim])], &[0]))
+    let row = shape.row_bytes();
+    need(VERB, "x", f32s(&[first.saturating_add(n), shape.heads, shape.dim]), x)?;
+    need(VERB, "cache", at.saturating_add(n).saturating_mul(row), cache)?;
+    Ok(work(&[f32s(&[n, shape.heads, shape.dim]), n.saturating_mul(row)], &[0]))
 }
 
 pub(crate) fn attend(q: usize, k: usize, v: usize, out: usize, shape: &Attend) -> Result<Work> {
@@ -199,8 +201,9 @@ pub(crate) fn attend(q: usize, k: usize, v: usize, out: usize, shape: &Attend) -
     let rows = first.saturating_add(n);
     let cached = start.saturating_add(n);
     need(VERB, "q", f32s(&[rows, heads, head_dim]), q)?;
-    need(VERB, "k", f32s(&[cached, kv_heads, head_dim]), k)?;
-    need(VERB, "v", f32s(&[cached, kv_heads, value_dim]), v)?;
+    let row = |dim: usize| Heads { heads: kv_heads, dim, cache: shape.cache }.row_bytes();
+    need(VERB, "k", cached.saturating_mul(row(head_dim)), k)?;
+    need(VERB, "v", cached.saturating_mul(row(value_dim)), v)?;
     need(VERB, "out", f32s(&[rows, heads, value_dim]), out)?;
     if n == 0 {
         return Ok(work(&[], &[0]));
@@ -211,7 +214,8 @@ pub(crate) fn attend(q: usize, k: usize, v: usize, out: usize, shape: &Attend) -
     let growing = last_seen - first_seen;
     let seen = (n as u64).saturating_mul(last_seen).saturating_sub(triangle(growing));
     let read = (cached as u64).min(last_seen.saturating_add(n as u64)) as usize;
-    let mut work = work(&[f32s(&[n, heads, both]), f32s(&[read, kv_heads, both])], &[0]);
+    let stored = [row(head_dim), row(value_dim)].map(|row| read.saturating_mul(row));
+    let mut work = work(&[f32s(&[n, heads, both]), stored[0], stored[1]], &[0]);
     work.flops = seen.saturating_mul((heads as u64).saturating_mul(2 * (both as u64) + 5));
     Ok(work)
 }

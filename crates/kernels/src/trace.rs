@@ -1,7 +1,7 @@
 //! A device without arithmetic.
 
 use crate::shape::{self, Counter};
-use crate::{Activation, Attend, Columns, Matrix, Memory, Ops, Place, Result, Rope, Work};
+use crate::{Activation, Attend, Columns, Heads, Matrix, Memory, Ops, Place, Result, Rope, Tokens, Work};
 use airllm_format::NumFormat;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -99,6 +99,10 @@ impl Memory for Trace {
     type Fence = ();
     type View<'a> = Extent;
 
+    fn copies(&self) -> bool {
+        self.discrete
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Extent> {
         self.memory("alloc", bytes);
         Ok(Extent { bytes })
@@ -130,6 +134,16 @@ impl Memory for Trace {
         (!self.discrete).then_some(Extent { bytes: bytes.len() })
     }
 
+    unsafe fn upload(&self, dst: &Extent, offset: usize, bytes: &[u8], _: Option<&()>) -> Result<()> {
+        shape::need("upload", "buffer", offset.saturating_add(bytes.len()), dst.bytes)?;
+        self.memory("upload", bytes.len());
+        Ok(())
+    }
+
+    fn follow(&self, _: &()) -> Result<()> {
+        Ok(())
+    }
+
     fn fence(&self) -> Result<()> {
         Ok(())
     }
@@ -150,9 +164,16 @@ impl Ops for Trace {
         Ok(())
     }
 
-    fn matmul(&self, w: Matrix<Extent>, x: &Extent, n: usize, y: &mut Extent, out: Columns) -> Result<()> {
-        let work = shape::matmul(&shape::sized(&w, w.data.bytes), x.bytes, n, y.bytes, out)?;
-        self.product("matmul", work, n, w);
+    fn matmul(
+        &self,
+        w: Matrix<Extent>,
+        x: &Extent,
+        tokens: Tokens,
+        y: &mut Extent,
+        out: Columns,
+    ) -> Result<()> {
+        let work = shape::matmul(&shape::sized(&w, w.data.bytes), x.bytes, tokens, y.bytes, out)?;
+        self.product("matmul", work, tokens.n, w);
         Ok(())
     }
 
@@ -243,11 +264,11 @@ impl Ops for Trace {
         x: &Extent,
         first: usize,
         n: usize,
-        dim: usize,
+        heads: Heads,
         cache: &mut Extent,
         at: usize,
     ) -> Result<()> {
-        let work = shape::store(x.bytes, first, n, dim, cache.bytes, at)?;
+        let work = shape::store(x.bytes, first, n, heads, cache.bytes, at)?;
         self.verb("store", work, n);
         Ok(())
     }

@@ -3,13 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "what fails here is the test")]
 
 use airllm_format::NumFormat;
-use airllm_kernels::{Activation, Attend, Columns, Cpu, CpuBuf, Matrix, Memory, Ops};
+use airllm_kernels::{
+    Activation, Attend, Columns, Cpu, CpuBuf, Heads, KvFormat, Matrix, Memory, Ops, Regime, Tokens,
+};
 use proptest::prelude::*;
 use std::sync::LazyLock;
 
 /// Devices of one kind, with 1, 2 and 3 threads.
-static DEVICES: LazyLock<[[Cpu; 3]; 2]> =
-    LazyLock::new(|| [[1, 2, 3].map(Cpu::new), [1, 2, 3].map(Cpu::portable)]);
+static DEVICES: LazyLock<[[Cpu; 3]; 3]> =
+    LazyLock::new(|| [[1, 2, 3].map(Cpu::new), [1, 2, 3].map(Cpu::portable), [1, 2, 3].map(Cpu::integers)]);
+
+/// One for each instruction set for products of integers.
+static LEVELS: LazyLock<Vec<Cpu>> = LazyLock::new(|| Cpu::levels(2));
 
 fn upload(cpu: &Cpu, numbers: &[f32]) -> CpuBuf {
     let mut buf = cpu.alloc(numbers.len() * 4).unwrap();
@@ -65,7 +70,7 @@ proptest! {
             let at_once = {
                 let (cpu, mut y) = (&kind[0], kind[0].alloc(n * rows * 4).unwrap());
                 let out = Columns { stride: rows, first: 0 };
-                cpu.matmul(whole, &upload(cpu, &x), n, &mut y, out).unwrap();
+                cpu.matmul(whole, &upload(cpu, &x), Tokens::few(n), &mut y, out).unwrap();
                 bits(cpu, &y)
             };
             for cpu in kind {
@@ -77,7 +82,7 @@ proptest! {
                     let data = &odd[3 + first * row_bytes..][..count * row_bytes];
                     let part = Matrix { data, format, rows: count, cols };
                     let out = Columns { stride: rows, first };
-                    cpu.matmul(part, &upload(cpu, &x), n, &mut y, out).unwrap();
+                    cpu.matmul(part, &upload(cpu, &x), Tokens::few(n), &mut y, out).unwrap();
                 }
                 prop_assert_eq!(&bits(cpu, &y), &at_once);
 
@@ -88,10 +93,45 @@ proptest! {
                     let x = upload(cpu, &x[first * cols..][..count * cols]);
                     let mut y = cpu.alloc(count * rows * 4).unwrap();
                     let out = Columns { stride: rows, first: 0 };
-                    cpu.matmul(whole, &x, count, &mut y, out).unwrap();
+                    cpu.matmul(whole, &x, Tokens::few(count), &mut y, out).unwrap();
                     prop_assert_eq!(&bits(cpu, &y)[..], &at_once[first * rows..][..count * rows]);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn products_in_integers_on_all_instruction_sets(
+        format in prop::sample::select(&NumFormat::ALL[..]),
+        rows in 1usize..70,
+        cols in 1usize..1400,
+        n in 1usize..40,
+        prompt in any::<bool>(),
+        bytes in any::<bool>(),
+        pick in any::<u64>(),
+    ) {
+        prop_assume!(LEVELS[0].in_integers(format));
+        let cols = cols.next_multiple_of(format.multiple());
+        let mut weights = packed(format, &numbers(rows * cols, pick), cols);
+        if bytes {
+            // Any codes, any scales: some of them are infinite or none.
+            let noise = numbers(weights.len(), pick ^ 11);
+            weights.iter_mut().zip(noise).for_each(|(w, x)| *w = (x * 1e6) as i32 as u8);
+        }
+        let x = numbers(n * cols, !pick);
+        let regime = if prompt { Regime::Prompt } else { Regime::Token };
+        let run = |cpu: &Cpu| {
+            let mut y = cpu.alloc(n * rows * 4).unwrap();
+            let w = Matrix { data: &weights[..], format, rows, cols };
+            let tokens = Tokens { first: 0, n, regime };
+            cpu.matmul(w, &upload(cpu, &x), tokens, &mut y, Columns { stride: rows, first: 0 }).unwrap();
+            // Which bits a NaN has is not said.
+            let nan = f32::NAN.to_bits();
+            bits(cpu, &y).into_iter().map(|y| if f32::from_bits(y).is_nan() { nan } else { y }).collect::<Vec<_>>()
+        };
+        let expected = run(&LEVELS[0]);
+        for cpu in &LEVELS[1..] {
+            prop_assert_eq!(&run(cpu), &expected, "{}", cpu.instructions());
         }
     }
 
@@ -106,6 +146,7 @@ proptest! {
         window in prop::option::of(1usize..350),
         alibi in any::<bool>(),
         value_dim in prop::option::of(1usize..140),
+        cache in prop::sample::select(KvFormat::ALL.to_vec()),
         pick in any::<u64>(),
     ) {
         let heads = kv_heads * group;
@@ -113,14 +154,24 @@ proptest! {
         let value_dim = value_dim.unwrap_or(head_dim);
         let window = window.unwrap_or(0);
         let shape =
-            Attend { first: 0, n, start, heads, kv_heads, head_dim, value_dim, scale, window, alibi, softcap: 0.0 };
+            Attend { first: 0, n, start, heads, kv_heads, head_dim, value_dim, scale, window, alibi, cache, softcap: 0.0, regime: Regime::Token };
         let q = numbers(n * heads * head_dim, pick);
         let k = numbers((start + n) * kv_heads * head_dim, pick ^ 3);
         let v = numbers((start + n) * kv_heads * value_dim, pick ^ 5);
         for kind in DEVICES.iter() {
             let mut expected = Vec::new();
             for cpu in kind {
-                let (q, k, v) = (upload(cpu, &q), upload(cpu, &k), upload(cpu, &v));
+                // Stored in two calls.
+                let stored = |x: &[f32], dim: usize| {
+                    let row = Heads { heads: kv_heads, dim, cache };
+                    let rows = start + n;
+                    let mut to = cpu.alloc(rows * row.row_bytes()).unwrap();
+                    let x = upload(cpu, x);
+                    cpu.store(&x, 0, start, row, &mut to, 0).unwrap();
+                    cpu.store(&x, start, n, row, &mut to, start).unwrap();
+                    to
+                };
+                let (q, k, v) = (upload(cpu, &q), stored(&k, head_dim), stored(&v, value_dim));
                 let mut out = cpu.alloc(n * heads * value_dim * 4).unwrap();
                 cpu.attend(&q, &k, &v, &mut out, shape).unwrap();
                 let at_once = bits(cpu, &out);
@@ -183,7 +234,7 @@ fn calls_repeat_on_a_device_shared_by_threads() {
     let run = || {
         let mut y = cpu.alloc(n * rows * 4).unwrap();
         let w = Matrix { data: &weights[..], format: NumFormat::Q4, rows, cols };
-        cpu.matmul(w, &x, n, &mut y, Columns { stride: rows, first: 0 }).unwrap();
+        cpu.matmul(w, &x, Tokens::few(n), &mut y, Columns { stride: rows, first: 0 }).unwrap();
         bits(&cpu, &y)
     };
     let expected = run();

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails here is the test")]
 
 use airllm_format::NumFormat;
-use airllm_kernels::{Columns, Cpu, Matrix, Memory, Ops, Trace, conformance};
+use airllm_kernels::{Columns, Cpu, Matrix, Memory, Ops, Tokens, Trace, conformance};
 
 conformance!(trace, Trace::new(), refusals empty);
 conformance!(discrete, Trace::discrete(), refusals empty);
@@ -16,7 +16,7 @@ fn some_work<D: Ops>(device: &D) {
     let mut y = device.alloc(3 * 8 * 4).unwrap();
     let data = device.view(&weights, 0..data.len()).unwrap();
     let w = Matrix { data, format: NumFormat::Q4, rows: 5, cols: 100 };
-    device.matmul(w, &x, 3, &mut y, Columns { stride: 8, first: 3 }).unwrap();
+    device.matmul(w, &x, Tokens::few(3), &mut y, Columns { stride: 8, first: 3 }).unwrap();
     device.add(&mut y, &x, 24).unwrap();
 }
 

@@ -1,8 +1,8 @@
 //! Cases of rotary embedding and attention.
 
-use super::lab::{Lab, MARK, Numbers, power};
-use super::{ARITHMETIC, SIZES, TOKENS, Verdict};
-use crate::{Attend, Ops, Rope, RopeKind, alibi_slope};
+use super::lab::{Lab, MARK, Numbers, power, stored, widened};
+use super::{ARITHMETIC, Failure, SIZES, TOKENS, Verdict, attention_bound};
+use crate::{Attend, Heads, KvFormat, Ops, Regime, Rope, RopeKind, alibi_slope};
 
 /// Both kinds of pairs, whole and partial rotation.
 pub fn rope<D: Ops>(device: &D) -> Verdict {
@@ -53,10 +53,36 @@ fn turned(x: &[f32], table: &[f32], shape: &Rope) -> Vec<f64> {
 
 /// Causal attention: groups of one and of several, heads of odd sizes, with and without a past.
 pub fn attend<D: Ops>(device: &D) -> Verdict {
+    attend_in(device, Regime::Token, KvFormat::F32)
+}
+
+/// The same for tokens of prompts, within [`PROMPT_ATTENTION`](super::PROMPT_ATTENTION); and a query's result does not
+/// depend on the queries that share its call.
+pub fn attend_prompt<D: Ops>(device: &D) -> Verdict {
+    attend_in(device, Regime::Prompt, KvFormat::F32)
+}
+
+/// Both over caches of fewer bits, against the numbers that these hold.
+pub fn attend_stored<D: Ops>(device: &D) -> Verdict {
+    attend_in(device, Regime::Token, KvFormat::F16)?;
+    attend_in(device, Regime::Token, KvFormat::Q8)
+}
+
+/// The same for tokens of prompts.
+pub fn attend_stored_prompt<D: Ops>(device: &D) -> Verdict {
+    attend_in(device, Regime::Prompt, KvFormat::F16)?;
+    attend_in(device, Regime::Prompt, KvFormat::Q8)
+}
+
+fn attend_in<D: Ops>(device: &D, regime: Regime, cache: KvFormat) -> Verdict {
     let groups = [(1, 1), (4, 4), (4, 1), (6, 2), (5, 5), (14, 2), (32, 1)];
     for (i, head_dim) in SIZES.into_iter().enumerate() {
         for (j, n) in TOKENS.into_iter().enumerate() {
-            for start in [[0, 63], [1, 200], [5, 64]][(i + j) % 3] {
+            // Every format meets every width and every number of tokens, not all pairs of them.
+            if cache != KvFormat::F32 && !(i + j + cache as usize).is_multiple_of(3) {
+                continue;
+            }
+            for start in [[0, 63], [1, 200], [5, 64]][(i + 2 * j) % 3] {
                 let (heads, kv_heads) = groups[(i + j + start) % groups.len()];
                 let scale = 1.0 / (head_dim as f32).sqrt();
                 let first = (i + j) % 3;
@@ -69,6 +95,8 @@ pub fn attend<D: Ops>(device: &D) -> Verdict {
                     head_dim,
                     value_dim: head_dim,
                     scale,
+                    regime,
+                    cache,
                     ..Attend::default()
                 };
                 one_attend(device, &plain)?;
@@ -98,13 +126,17 @@ fn one_attend<D: Ops>(device: &D, shape: &Attend) -> Verdict {
     let q = numbers.normal((first + n) * heads * head_dim);
     let (mut k, mut v) = (numbers.normal(cached * head_dim), numbers.normal(cached * value_dim));
     // What lies in the cache beyond the last position must not matter.
-    k.extend([f32::NAN; 40]);
-    v.extend([f32::NAN; 40]);
+    k.extend(vec![f32::NAN; kv_heads * head_dim]);
+    v.extend(vec![f32::NAN; kv_heads * value_dim]);
+    let [k_heads, v_heads] =
+        [head_dim, value_dim].map(|dim| Heads { heads: kv_heads, dim, cache: shape.cache });
+    let pack = |x: &[f32], heads| stored(x, heads, 0).map_err(|what| lab.wrong(what));
+    let wide = |rows: &[u8], heads| widened(rows, heads).map_err(|what| lab.wrong(what));
     let device_q = lab.upload(&q)?;
     let used = (first + n) * heads * value_dim;
-    let run = |k: &[f32], v: &[f32]| {
+    let run = |k: &[f32], v: &[f32]| -> Result<Vec<f32>, Failure> {
         let mut out = lab.marked(used)?;
-        let (k, v) = (lab.upload(k)?, lab.upload(v)?);
+        let (k, v) = (lab.upload_bytes(&pack(k, k_heads)?)?, lab.upload_bytes(&pack(v, v_heads)?)?);
         lab.must(device.attend(&device_q, &k, &v, &mut out, *shape))?;
         lab.download(&out)
     };
@@ -114,8 +146,12 @@ fn one_attend<D: Ops>(device: &D, shape: &Attend) -> Verdict {
         return Err(lab.wrong("rows before the first query changed".into()));
     }
     lab.untouched(&found, used)?;
-    let reference = attended(&q, &k, &v, shape);
-    lab.close(&reference, &found[skipped..], power(&reference), ARITHMETIC)?;
+    let packed = (pack(&k, k_heads)?, pack(&v, v_heads)?);
+    let reference = attended(&q, &wide(&packed.0, k_heads)?, &wide(&packed.1, v_heads)?, shape);
+    let hidden = if shape.window == 0 { 0 } else { (start + 1).saturating_sub(shape.window) * kv_heads };
+    let allowed = attention_bound(shape.regime, shape.cache);
+    lab.close(&reference, &found[skipped..], power(&reference), allowed)?;
+    queries_alone(&lab, (&device_q, &packed.0, &packed.1), shape, &found)?;
 
     // A NaN at the last position reaches the last query and no other.
     k[cached * head_dim - 1] = f32::NAN;
@@ -127,10 +163,27 @@ fn one_attend<D: Ops>(device: &D, shape: &Attend) -> Verdict {
         return Err(lab.wrong("a NaN in the cache vanished".into()));
     }
     // What lies before the window of every query does not matter.
-    let hidden = if shape.window == 0 { 0 } else { (start + 1).saturating_sub(shape.window) * kv_heads };
     k[..hidden * head_dim].fill(f32::NAN);
     v[..hidden * value_dim].fill(f32::NAN);
     lab.equal(&poisoned, &run(&k, &v)?)
+}
+
+/// Each query by itself, and those behind it, give what all of them together gave.
+fn queries_alone<D: Ops>(
+    lab: &Lab<'_, D>,
+    (q, k, v): (&D::Buf, &[u8], &[u8]),
+    shape: &Attend,
+    together: &[f32],
+) -> Verdict {
+    let Attend { first, n, start, heads, value_dim, .. } = *shape;
+    let (k, v) = (lab.upload_bytes(k)?, lab.upload_bytes(v)?);
+    let mut out = lab.marked((first + n) * heads * value_dim)?;
+    let cut = n.div_ceil(3);
+    for (at, n) in [(0, cut), (cut, n - cut)] {
+        let part = Attend { first: first + at, n, start: start + at, ..*shape };
+        lab.must(lab.device.attend(q, &k, &v, &mut out, part))?;
+    }
+    lab.equal(together, &lab.download(&out)?)
 }
 
 fn attended(q: &[f32], k: &[f32], v: &[f32], shape: &Attend) -> Vec<f64> {

@@ -1,7 +1,8 @@
 //! What the cases share: numbers, operands on the device, comparison.
 
 use super::{Failure, Verdict};
-use crate::{Ops, Result};
+use crate::{Heads, KvFormat, Ops, Result};
+use half::f16;
 
 /// Fills what a verb must not touch.
 pub(super) const MARK: f32 = 7777.0;
@@ -59,8 +60,13 @@ impl<'d, D: Ops> Lab<'d, D> {
 
     /// A buffer that holds `numbers`.
     pub(super) fn upload(&self, numbers: &[f32]) -> std::result::Result<D::Buf, Failure> {
-        let mut buf = self.must(self.device.alloc(numbers.len() * 4))?;
-        self.must(self.device.write(&mut buf, 0, &bytes(numbers)))?;
+        self.upload_bytes(&bytes(numbers))
+    }
+
+    /// The same with bytes.
+    pub(super) fn upload_bytes(&self, bytes: &[u8]) -> std::result::Result<D::Buf, Failure> {
+        let mut buf = self.must(self.device.alloc(bytes.len()))?;
+        self.must(self.device.write(&mut buf, 0, bytes))?;
         Ok(buf)
     }
 
@@ -71,9 +77,15 @@ impl<'d, D: Ops> Lab<'d, D> {
 
     /// All numbers of a buffer.
     pub(super) fn download(&self, buf: &D::Buf) -> std::result::Result<Vec<f32>, Failure> {
+        let out = self.download_bytes(buf)?;
+        Ok(out.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    }
+
+    /// All bytes of a buffer.
+    pub(super) fn download_bytes(&self, buf: &D::Buf) -> std::result::Result<Vec<u8>, Failure> {
         let mut out = vec![0u8; self.device.len(buf)];
         self.must(self.device.read(buf, 0, &mut out))?;
-        Ok(out.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        Ok(out)
     }
 
     /// Calls `verb` with a view of `bytes`, which lies at an odd address if it is host memory.
@@ -147,4 +159,48 @@ pub(super) fn power(a: &[f64]) -> f64 {
 /// Little-endian bytes.
 pub(super) fn bytes(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// Numbers in a group of `q8`.
+const GROUP: usize = 64;
+
+/// Rows of a cache, as [`Ops::store`] has to store them: heads of whole rows, whose padding is `fill`.
+pub(super) fn stored(x: &[f32], shape: Heads, fill: u8) -> std::result::Result<Vec<u8>, String> {
+    let Heads { dim, cache, .. } = shape;
+    let mut rows = Vec::new();
+    for head in x.chunks(dim) {
+        let start = rows.len();
+        match cache {
+            KvFormat::F32 => rows.extend(bytes(head)),
+            KvFormat::F16 => rows.extend(head.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
+            KvFormat::Q8 => {
+                let format = cache.format();
+                let mut scales: Vec<u8> = Vec::new();
+                for group in head.chunks(GROUP) {
+                    let mut row = vec![0; format.row_bytes(group.len())];
+                    if group.iter().all(|x| x.is_finite()) {
+                        airllm_quant::pack_row(format, group, &mut row).map_err(|error| error.to_string())?;
+                    } else {
+                        row[GROUP..][..2].copy_from_slice(&f16::NAN.to_le_bytes());
+                    }
+                    rows.extend(&row[..GROUP]);
+                    scales.extend(&row[GROUP..][..2]);
+                }
+                rows.extend(scales);
+            }
+        }
+        rows.resize(start + cache.head_bytes(dim), fill);
+    }
+    Ok(rows)
+}
+
+/// The numbers of whole rows of a cache.
+pub(super) fn widened(rows: &[u8], shape: Heads) -> std::result::Result<Vec<f32>, String> {
+    let Heads { dim, cache, .. } = shape;
+    let heads = rows.chunks_exact(cache.head_bytes(dim));
+    let mut numbers = vec![0.0; heads.len() * dim];
+    for (head, to) in heads.zip(numbers.chunks_mut(dim)) {
+        airllm_quant::unpack_row(cache.format(), head, to).map_err(|error| error.to_string())?;
+    }
+    Ok(numbers)
 }

@@ -1,8 +1,8 @@
 //! Cases of the verbs that read packed weights.
 
 use super::lab::{Lab, MARK, Numbers, squared_distance};
-use super::{ARITHMETIC, Failure, SIZES, TOKENS, Verdict, bound, whole};
-use crate::{Columns, Matrix, Ops};
+use super::{ARITHMETIC, Failure, INTEGERS, SIZES, TOKENS, Verdict, bound, prompt_bound, whole};
+use crate::{Columns, Matrix, Ops, Regime, Tokens};
 use airllm_format::{Layout, NumFormat};
 use airllm_quant::{pack_row, unpack_row};
 
@@ -121,8 +121,8 @@ pub fn decode<D: Ops>(device: &D) -> Verdict {
     Ok(())
 }
 
-/// Products of every format: each within [`ARITHMETIC`] of the stored weights' product, all together
-/// within the format's [`bound`] of the original weights' product.
+/// Products of every format: each within [`ARITHMETIC`] of the stored weights' product, or within [`INTEGERS`] where the
+/// device says so, all together within the format's [`bound`] of the original weights' product.
 pub fn matmul<D: Ops>(device: &D) -> Verdict {
     for format in NumFormat::ALL {
         let (mut error, mut power) = (0.0, 0.0);
@@ -148,6 +148,63 @@ pub fn matmul<D: Ops>(device: &D) -> Verdict {
     Ok(())
 }
 
+/// Products of tokens of prompts: each within [`prompt_bound`] of the stored weights' product. Fewer sizes: the edges
+/// of tiles, one format after the other.
+pub fn matmul_prompt<D: Ops>(device: &D) -> Verdict {
+    const SHAPES: [(usize, usize, usize); 10] = [
+        (1, 1, 1),
+        (17, 63, 3),
+        (64, 64, 16),
+        (65, 33, 17),
+        (127, 128, 33),
+        (129, 257, 64),
+        (33, 511, 65),
+        (5, 512, 127),
+        (130, 1025, 129),
+        (257, 1500, 2),
+    ];
+    for format in NumFormat::ALL {
+        for (rows, cols, n) in SHAPES {
+            product_in(device, format, (rows, whole(format, cols), n), Regime::Prompt)?;
+        }
+    }
+    Ok(())
+}
+
+/// In both regimes a token's result is the same bit for bit whoever shares its call, and wherever its row is; rows of
+/// other tokens stay as they are.
+pub fn company<D: Ops>(device: &D) -> Verdict {
+    for format in NumFormat::ALL {
+        for regime in [Regime::Token, Regime::Prompt] {
+            let (rows, cols, n) = (35, whole(format, 100), 37);
+            let lab = Lab::new(device, format!("company of tokens, {format} in {regime:?}"));
+            let mut numbers = Numbers::new(cols);
+            let weights = Weights::draw(&mut numbers, format, rows, cols)?;
+            let x = lab.upload(&numbers.normal(n * cols))?;
+            let out = Columns { stride: rows, first: 0 };
+            let product = |first, n| {
+                let mut y = lab.marked(37 * rows)?;
+                let tokens = Tokens { first, n, regime };
+                lab.with_view(&weights.packed, |v| {
+                    device.matmul(weights.matrix(v), &x, tokens, &mut y, out)
+                })?;
+                lab.download(&y)
+            };
+            let all = product(0, n)?;
+            for (first, n) in [(0, 1), (36, 1), (3, 5), (7, 30), (16, 16), (20, 17)] {
+                let found = product(first, n)?;
+                let used = first * rows..(first + n) * rows;
+                lab.equal(&all[used.clone()], &found[used.clone()])?;
+                lab.untouched(&found, used.end)?;
+                if found[..used.start].iter().any(|&y| y != MARK) {
+                    return Err(lab.wrong(format!("rows before token {first} changed")));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// One product; returns the squared error against the original weights and what it is measured by.
 ///
 /// That is the sum of all squared terms, not of the results: terms that happen to cancel would make
@@ -159,7 +216,16 @@ fn product<D: Ops>(
     cols: usize,
     n: usize,
 ) -> Result<(f64, f64), Failure> {
-    let lab = Lab::new(device, format!("matmul {format} [{rows}, {cols}] x {n}"));
+    product_in(device, format, (rows, cols, n), Regime::Token)
+}
+
+fn product_in<D: Ops>(
+    device: &D,
+    format: NumFormat,
+    (rows, cols, n): (usize, usize, usize),
+    regime: Regime,
+) -> Result<(f64, f64), Failure> {
+    let lab = Lab::new(device, format!("matmul {format} [{rows}, {cols}] x {n} in {regime:?}"));
     let mut numbers = Numbers::new(rows * 10_007 + cols * 101 + n);
     let weights = Weights::draw(&mut numbers, format, rows, cols)?;
     let x = numbers.normal(n * cols);
@@ -167,7 +233,8 @@ fn product<D: Ops>(
 
     let device_x = lab.upload(&x)?;
     let mut y = lab.marked(n * out.stride)?;
-    lab.with_view(&weights.packed, |v| device.matmul(weights.matrix(v), &device_x, n, &mut y, out))?;
+    let tokens = Tokens { first: 0, n, regime };
+    lab.with_view(&weights.packed, |v| device.matmul(weights.matrix(v), &device_x, tokens, &mut y, out))?;
     let found = lab.download(&y)?;
     lab.untouched(&found, n * out.stride)?;
 
@@ -185,7 +252,12 @@ fn product<D: Ops>(
         original.extend(weights.original.chunks(cols).map(dot));
         power += weights.original.chunks(cols).flat_map(|w| terms(w, x)).map(|t| t * t).sum::<f64>();
     }
-    lab.close(&stored, &results, power, ARITHMETIC)?;
+    let allowed = match regime {
+        _ if device.in_integers(format) => INTEGERS,
+        Regime::Token => ARITHMETIC,
+        Regime::Prompt => prompt_bound(format),
+    };
+    lab.close(&stored, &results, power, allowed)?;
     Ok((squared_distance(&original, &results), power))
 }
 
@@ -197,7 +269,7 @@ fn terms(w: &[f32], x: &[f32]) -> impl Iterator<Item = f64> {
 pub fn not_finite<D: Ops>(device: &D) -> Verdict {
     for format in NumFormat::ALL {
         let (rows, cols) = (13, whole(format, 100));
-        for n in [1, 2, 5] {
+        for (n, regime) in [(1, Regime::Token), (2, Regime::Prompt), (5, Regime::Token)] {
             for (what, half, single) in [("NaN", 0x7e00u16, f32::NAN), ("inf", 0x7c00, f32::INFINITY)] {
                 // Column 99 lies in the last, partial vector and step.
                 for (at, bad_row) in [(3, 0), (64, 5), (99, 12)] {
@@ -213,14 +285,14 @@ pub fn not_finite<D: Ops>(device: &D) -> Verdict {
                         _ => row.copy_from_slice(&single.to_le_bytes()),
                     }
                     let x = numbers.normal(n * cols);
-                    finite_except(&lab, &weights, &x, n, |_, row| row == bad_row)?;
+                    finite_except(&lab, &weights, &x, (n, regime), |_, row| row == bad_row)?;
                 }
                 let lab = Lab::new(device, format!("{what} in an activation, {format}, n = {n}"));
                 let mut numbers = Numbers::new(n);
                 let weights = Weights::draw(&mut numbers, format, rows, cols)?;
                 let mut x = numbers.normal(n * cols);
                 x[(n - 1) * cols + 98] = single;
-                finite_except(&lab, &weights, &x, n, |token, _| token == n - 1)?;
+                finite_except(&lab, &weights, &x, (n, regime), |token, _| token == n - 1)?;
             }
         }
     }
@@ -231,14 +303,15 @@ fn finite_except<D: Ops>(
     lab: &Lab<'_, D>,
     weights: &Weights,
     x: &[f32],
-    n: usize,
+    (n, regime): (usize, Regime),
     bad: impl Fn(usize, usize) -> bool,
 ) -> Verdict {
     let rows = weights.rows;
     let device_x = lab.upload(x)?;
     let mut y = lab.marked(n * rows)?;
     let out = Columns { stride: rows, first: 0 };
-    lab.with_view(&weights.packed, |v| lab.device.matmul(weights.matrix(v), &device_x, n, &mut y, out))?;
+    let tokens = Tokens { first: 0, n, regime };
+    lab.with_view(&weights.packed, |v| lab.device.matmul(weights.matrix(v), &device_x, tokens, &mut y, out))?;
     let found = lab.download(&y)?;
     for (i, y) in found[..n * rows].iter().enumerate() {
         if y.is_finite() == bad(i / rows, i % rows) {

@@ -2,7 +2,10 @@
 
 use super::lab::Lab;
 use super::{Failure, Verdict, whole};
-use crate::{Activation, Attend, Columns, Error, Matrix, Ops, Place, Result, Rope, RopeKind};
+use crate::{
+    Activation, Attend, Columns, Error, Heads, KvFormat, Matrix, Ops, Place, Regime, Result, Rope, RopeKind,
+    Tokens,
+};
 use airllm_format::NumFormat;
 
 const ROPE: Rope = Rope { n: 2, heads: 3, head_dim: 8, rotary: 6, kind: RopeKind::Half };
@@ -18,6 +21,8 @@ const ATTEND: Attend = Attend {
     softcap: 0.0,
     window: 0,
     alibi: false,
+    regime: Regime::Token,
+    cache: KvFormat::F32,
 };
 const PLACE: Place = Place {
     rows: 5,
@@ -68,16 +73,19 @@ pub fn refusals<D: Ops>(device: &D) -> Verdict {
         let [x, table] = bufs else { return Ok(()) };
         device.rope(x, table, ROPE)
     })?;
-    shrunk(device, "store", &[], &[5 * 8 * 4, 7 * 8 * 4], |_, bufs| {
-        let [x, cache] = bufs else { return Ok(()) };
-        device.store(x, 2, 3, 8, cache, 4)
-    })?;
-    let (row, cache) = (4 * 8 * 4, 2 * 8 * 4);
-    let (out, values) = (row / 8 * 6, cache / 8 * 6);
-    shrunk(device, "attend", &[], &[3 * row, 5 * cache, 5 * values, 3 * out], |_, bufs| {
-        let [q, k, v, out] = bufs else { return Ok(()) };
-        device.attend(q, k, v, out, ATTEND)
-    })?;
+    for (cache, keys, values) in [(KvFormat::F32, 32, 24), (KvFormat::F16, 16, 12), (KvFormat::Q8, 80, 80)] {
+        shrunk(device, "store", &[], &[5 * 2 * 8 * 4, 7 * 2 * keys], |_, bufs| {
+            let [x, to] = bufs else { return Ok(()) };
+            device.store(x, 2, 3, Heads { heads: 2, dim: 8, cache }, to, 4)
+        })?;
+        let row = 4 * 8 * 4;
+        for regime in [Regime::Token, Regime::Prompt] {
+            shrunk(device, "attend", &[], &[3 * row, 10 * keys, 10 * values, 3 * row / 8 * 6], |_, bufs| {
+                let [q, k, v, out] = bufs else { return Ok(()) };
+                device.attend(q, k, v, out, Attend { cache, regime, ..ATTEND })
+            })?;
+        }
+    }
     shrunk(device, "gather", &[], &[5 * 8 * 4, 3 * 8 * 4], |_, bufs| {
         let [x, y] = bufs else { return Ok(()) };
         device.gather(x, &[4, 0, 1], 8, y)
@@ -99,9 +107,21 @@ pub fn refusals<D: Ops>(device: &D) -> Verdict {
         argument("place", device.place(x, y, Place { width: 5, ..PLACE }))?;
         argument("place", device.place(x, y, Place { repeat: 0, ..PLACE }))?;
         shape("rope", device.rope(y, x, Rope { n: far, heads: far, ..ROPE }))?;
-        shape("store", device.store(x, usize::MAX, far, 8, y, usize::MAX))?;
-        let long = Attend { start: usize::MAX, n: far, ..ATTEND };
-        shape("attend", device.attend(x, x, x, y, long))?;
+        for cache in KvFormat::ALL {
+            let row = Heads { heads: 1, dim: 8, cache };
+            shape("store", device.store(x, usize::MAX, far, row, y, usize::MAX))?;
+            for row in [
+                Heads { dim: far, ..row },
+                Heads { heads: far, ..row },
+                Heads { heads: far, dim: far, cache },
+            ] {
+                shape("store", device.store(x, 0, 1, row, y, 0))?;
+            }
+            let long = Attend { start: usize::MAX, n: far, cache, ..ATTEND };
+            shape("attend", device.attend(x, x, x, y, long))?;
+            let wide = Attend { head_dim: far, value_dim: far, cache, ..ATTEND };
+            shape("attend", device.attend(x, x, x, y, wide))?;
+        }
         shape("gather", device.gather(x, &[u32::MAX], far, y))?;
         for rotary in [7, 10, far] {
             argument("rope", device.rope(y, x, Rope { rotary, ..ROPE }))?;
@@ -122,7 +142,7 @@ fn refused_products<D: Ops>(device: &D, format: NumFormat) -> Verdict {
     let out = Columns { stride: 5, first: 2 };
     shrunk(device, "matmul", &[3 * row], &[2 * cols * 4, 2 * 5 * 4], |views, bufs| {
         let [x, y] = bufs else { return Ok(()) };
-        device.matmul(matrix(format, views[0], 3, cols), x, 2, y, out)
+        device.matmul(matrix(format, views[0], 3, cols), x, Tokens::few(2), y, out)
     })?;
     let far = whole(format, usize::MAX / 2);
     with(device, |view, x, y| {
@@ -130,16 +150,16 @@ fn refused_products<D: Ops>(device: &D, format: NumFormat) -> Verdict {
         for (rows, cols, n) in [(far, cols, 1), (3, far, 1), (3, cols, far)] {
             let out = Columns { stride: far, first: 0 };
             let w = matrix(format, view, rows, cols);
-            shape("matmul", device.matmul(w, x, n, y, out))?;
+            shape("matmul", device.matmul(w, x, Tokens::few(n), y, out))?;
         }
         let few = whole(format, 16);
         for out in [Columns { stride: 4, first: 2 }, Columns { stride: 4, first: usize::MAX }] {
-            argument("matmul", device.matmul(matrix(format, view, 3, few), x, 1, y, out))?;
+            argument("matmul", device.matmul(matrix(format, view, 3, few), x, Tokens::few(1), y, out))?;
         }
         if few > 16 {
             let out = Columns { stride: 3, first: 0 };
             argument("decode", device.decode(matrix(format, view, 3, few + 16), y))?;
-            argument("matmul", device.matmul(matrix(format, view, 3, few - 16), x, 1, y, out))?;
+            argument("matmul", device.matmul(matrix(format, view, 3, few - 16), x, Tokens::few(1), y, out))?;
         }
         Ok(())
     })
@@ -157,7 +177,7 @@ pub fn empty<D: Ops>(device: &D) -> Verdict {
             lab.with_view(&data, |data| {
                 let w = Matrix { data, format, rows, cols };
                 let out = Columns { stride: rows, first: 0 };
-                device.matmul(w, &x, n, &mut y, out)?;
+                device.matmul(w, &x, Tokens::few(n), &mut y, out)?;
                 if rows == 0 { device.decode(w, &mut y) } else { Ok(()) }
             })?;
         }
@@ -180,8 +200,12 @@ pub fn empty<D: Ops>(device: &D) -> Verdict {
     for rope in [Rope { n: 0, ..ROPE }, Rope { heads: 0, ..ROPE }, nowhere] {
         lab.must(device.rope(&mut y, &x, rope))?;
     }
-    lab.must(device.store(&x, 0, 0, 8, &mut y, 0))?;
-    lab.must(device.store(&x, 2, 3, 0, &mut y, 4))?;
+    for cache in KvFormat::ALL {
+        let row = Heads { heads: 2, dim: 4, cache };
+        lab.must(device.store(&x, 0, 0, row, &mut y, 0))?;
+        lab.must(device.store(&x, 2, 3, Heads { dim: 0, ..row }, &mut y, 4))?;
+        lab.must(device.store(&x, 2, 3, Heads { heads: 0, ..row }, &mut y, 4))?;
+    }
     let none = Attend { first: 0, n: 0, ..ATTEND };
     for shape in [none, Attend { head_dim: 0, value_dim: 0, ..ATTEND }, Attend { heads: 0, ..ATTEND }] {
         lab.must(device.attend(&x, &x, &x, &mut y, shape))?;
@@ -192,7 +216,9 @@ pub fn empty<D: Ops>(device: &D) -> Verdict {
 
     // No columns: sums of nothing, which are zero and have to be written.
     let out = Columns { stride: 4, first: 1 };
-    lab.with_view(&[], |data| device.matmul(matrix(NumFormat::F16, data, 2, 0), &x, 2, &mut y, out))?;
+    lab.with_view(&[], |data| {
+        device.matmul(matrix(NumFormat::F16, data, 2, 0), &x, Tokens::few(2), &mut y, out)
+    })?;
     let mut expected = before;
     for zero in [1, 2, 5, 6] {
         expected[zero] = 0.0;

@@ -1,8 +1,8 @@
 //! Cases of the verbs that treat each token, or each number, by itself.
 
-use super::lab::{Lab, MARK, Numbers, bytes, power};
+use super::lab::{Lab, MARK, Numbers, bytes, power, stored, widened};
 use super::{ARITHMETIC, SIZES, TOKENS, Verdict};
-use crate::{Activation, Columns, Ops, Place};
+use crate::{Activation, Columns, Heads, KvFormat, Ops, Place};
 
 /// Root mean square norm, tiny and huge inputs and a NaN among them.
 pub fn rms_norm<D: Ops>(device: &D) -> Verdict {
@@ -234,18 +234,49 @@ pub fn place<D: Ops>(device: &D) -> Verdict {
     Ok(())
 }
 
-/// Rows copied into a cache.
+/// Rows stored in a cache of each format: the bits of [`airllm_quant::pack_row`], padding and other rows left alone; and
+/// numbers that are none, or too large for a format.
 pub fn store<D: Ops>(device: &D) -> Verdict {
-    for dim in SIZES {
-        for (first, n, at) in [(0, 1, 0), (2, 3, 5), (1, 33, 7)] {
-            let lab = Lab::new(device, format!("store {n} x {dim} from {first} to {at}"));
-            let x = Numbers::new(dim).normal((first + n) * dim);
-            let mut expected = vec![MARK; (at + n) * dim + 9];
-            expected[at * dim..(at + n) * dim].copy_from_slice(&x[first * dim..]);
-            let device_x = lab.upload(&x)?;
-            let mut cache = lab.marked((at + n) * dim)?;
-            lab.must(device.store(&device_x, first, n, dim, &mut cache, at))?;
-            lab.equal(&expected, &lab.download(&cache)?)?;
+    for cache in KvFormat::ALL {
+        for dim in SIZES {
+            for (first, n, at) in [(0, 1, 0), (2, 3, 5), (1, 33, 7)] {
+                let shape = Heads { heads: 1 + (dim + n) % 3, dim, cache };
+                let (width, row) = (shape.width(), shape.row_bytes());
+                let lab = Lab::new(device, format!("store {n} of {shape:?} from {first} to {at}"));
+                let mut x = Numbers::new(dim).normal((first + n) * width);
+                for (i, head) in x.chunks_mut(dim).enumerate() {
+                    // Small ones, large ones, and zeros in all of a group.
+                    let factor = [1.0, 1e-6, 300.0, 0.0][i % 4];
+                    head.iter_mut().take(64).for_each(|x| *x *= factor);
+                }
+                let fill = 0xa5;
+                let packed = stored(&x[first * width..], shape, fill).map_err(|what| lab.wrong(what))?;
+                let mut expected = vec![fill; (at + n) * row + 36];
+                expected[at * row..(at + n) * row].copy_from_slice(&packed);
+                let mut to = lab.upload_bytes(&vec![fill; expected.len()])?;
+                lab.must(device.store(&lab.upload(&x)?, first, n, shape, &mut to, at))?;
+                let found = lab.download_bytes(&to)?;
+                if let Some(i) = (0..expected.len()).find(|&i| found[i] != expected[i]) {
+                    return Err(lab.wrong(format!("byte {i} is {}, not {}", found[i], expected[i])));
+                }
+            }
+        }
+        for strange in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e20, -70_000.0] {
+            let shape = Heads { heads: 2, dim: 70, cache };
+            let lab = Lab::new(device, format!("store {strange} among {shape:?}"));
+            let mut x = Numbers::new(70).normal(3 * 140);
+            // In the last group of the second head of the second row.
+            x[140 + 70 + 66] = strange;
+            // Its scale would be infinite: no code of it is a number.
+            let nothing = cache == KvFormat::Q8 && strange == 1e20;
+            let as_stored = if nothing { f32::NAN } else { strange };
+            let mut clean = x.clone();
+            clean[140 + 70 + 66] = as_stored;
+            let wide = |rows: &[u8]| widened(rows, shape).map_err(|what| lab.wrong(what));
+            let expected = stored(&clean, shape, 0).map_err(|what| lab.wrong(what))?;
+            let mut to = lab.upload_bytes(&vec![0; expected.len()])?;
+            lab.must(device.store(&lab.upload(&x)?, 0, 3, shape, &mut to, 0))?;
+            lab.equal(&wide(&expected)?, &wide(&lab.download_bytes(&to)?)?)?;
         }
     }
     Ok(())

@@ -6,14 +6,15 @@
 //! sums for its total, the values one position after the other. So a result does not depend on which
 //! queries came along, and nothing that a query does not see is ever added to it. Where a window hides
 //! the oldest positions, work begins at the multiple of eight at or before the first one seen, so that
-//! each position keeps its lane.
+//! each position keeps its lane. A cache of fewer bits is widened in blocks of positions, which changes no order.
 
 #![allow(clippy::needless_range_loop, reason = "iterators over vectors would not stay in registers")]
 
-use super::Cpu;
+use super::cache::{Cached, Rows, Stored, copy_padded};
 use super::simd::{Eight, Job, Simd};
 use super::tile::{ROWS, TOKENS, tile};
-use crate::{Attend, Result, alibi_slope};
+use super::{Cpu, CpuBuf};
+use crate::{Attend, KvFormat, Result, alibi_slope};
 use std::ops::Range;
 
 /// Query heads in a piece of work, where a group is not larger.
@@ -25,8 +26,7 @@ const WIDTH: usize = 4;
 pub(crate) fn attend(
     cpu: &Cpu,
     q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    [k, v]: [&CpuBuf; 2],
     out: &mut [f32],
     shape: &Attend,
     flops: u64,
@@ -36,6 +36,11 @@ pub(crate) fn attend(
     if n == 0 || row == 0 || out_row == 0 {
         return Ok(());
     }
+    let [k, v] = [k, v].map(|buf| match shape.cache {
+        KvFormat::F32 => Stored::F32(buf.floats()),
+        KvFormat::F16 => Stored::F16(buf.bytes()),
+        KvFormat::Q8 => Stored::Q8(buf.bytes()),
+    });
     let group = heads / kv_heads;
     let queries = (HEADS / group).max(1);
     let q = &q[first * row..][..n * row];
@@ -92,76 +97,40 @@ struct Sizes {
     /// Vectors of one query head's scores.
     scores_row: usize,
     scores: usize,
-    /// Keys, padded, where a head is not whole vectors; else none.
-    padded_k: usize,
-    /// Values likewise.
-    padded_v: usize,
+    /// Query heads' sums of values.
+    sums: usize,
+    /// Sums of weights, one a query head.
+    totals: usize,
+    /// A block of keys or values, where they are not vectors in the cache.
+    panel: usize,
 }
 
 impl Sizes {
     fn of(shape: &Attend, heads: usize, longest: usize) -> Sizes {
         let (width, out) = (shape.head_dim.div_ceil(8), shape.value_dim.div_ceil(8));
         let scores_row = longest.div_ceil(8);
-        let padded = |dim: usize| if dim.is_multiple_of(8) { 0 } else { longest * dim.div_ceil(8) };
+        let panel = |dim: usize| Cached::panel(shape.cache, dim);
         Sizes {
             width,
             out,
             q: heads * width,
             scores_row,
             scores: heads * scores_row,
-            padded_k: padded(shape.head_dim),
-            padded_v: padded(shape.value_dim),
+            sums: heads * out,
+            totals: heads.div_ceil(8),
+            panel: panel(shape.head_dim).max(panel(shape.value_dim)),
         }
     }
 
     fn total(&self) -> usize {
-        self.q + self.scores + self.padded_k + self.padded_v + TOKENS * self.out
+        self.q + self.scores + self.sums + self.totals + self.panel
     }
-}
-
-/// Keys or values of one head, in vectors.
-#[derive(Clone, Copy)]
-struct Cached<'a> {
-    data: &'a [Eight],
-    stride: usize,
-    first: usize,
-    width: usize,
-}
-
-impl<'a> Cached<'a> {
-    /// Row-major `[_, kv_heads, dim]` numbers from position `base` on, as they are or copied to `padded`.
-    fn new(data: &'a [f32], (heads, dim): (usize, usize), at: &Seen, padded: &'a mut [Eight]) -> Self {
-        let width = dim.div_ceil(8);
-        let data = &data[at.base * heads * dim..];
-        if dim.is_multiple_of(8) {
-            return Cached { data: data.as_chunks().0, stride: heads * width, first: at.kv * width, width };
-        }
-        let rows = data.chunks(heads * dim).take(at.len);
-        for (to, row) in padded.chunks_mut(width).zip(rows) {
-            copy_padded(&row[at.kv * dim..][..dim], to);
-        }
-        Cached { data: padded, stride: width, first: 0, width }
-    }
-
-    #[inline(always)]
-    fn row(&self, j: usize) -> &'a [Eight] {
-        &self.data[j * self.stride + self.first..][..self.width]
-    }
-}
-
-/// Which part of the cache a piece of work looks at.
-struct Seen {
-    kv: usize,
-    /// The first position.
-    base: usize,
-    /// Positions from there on.
-    len: usize,
 }
 
 struct Heads<'a, 'b> {
     q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+    k: Stored<'a>,
+    v: Stored<'a>,
     shape: &'a Attend,
     piece: Piece<'b>,
     sizes: Sizes,
@@ -184,69 +153,74 @@ impl Job for Heads<'_, '_> {
             window => (position + 1).saturating_sub(window),
         };
         let base = oldest(piece.start) / 8 * 8;
-        let at = Seen { kv: piece.kv, base, len: piece.start + piece.out.len() - base };
+        let len = piece.start + piece.out.len() - base;
         let position = |row: usize| piece.start + row / group;
         // Where a row's positions begin and end, counted from `base`.
         let span = |row: usize| (oldest(position(row)) - base, position(row) + 1 - base);
 
         let (queries, scratch) = scratch.split_at_mut(sizes.q);
         let (scores, scratch) = scratch.split_at_mut(sizes.scores);
-        let (padded_k, scratch) = scratch.split_at_mut(sizes.padded_k);
-        let (padded_v, result) = scratch.split_at_mut(sizes.padded_v);
-        let k = Cached::new(k, (kv_heads, head_dim), &at, padded_k);
-        let v = Cached::new(v, (kv_heads, value_dim), &at, padded_v);
+        let (result, scratch) = scratch.split_at_mut(sizes.sums);
+        let (totals, panel) = scratch.split_at_mut(sizes.totals);
+        let totals = totals.as_flattened_mut();
+        let cached = |data, dim| Cached { data, heads: kv_heads, dim, head: piece.kv, base, len };
+        let (k, v) = (cached(k, head_dim), cached(v, value_dim));
         for (row, to) in queries.chunks_mut(width).take(rows).enumerate() {
             let head = piece.kv * group + row % group;
             copy_padded(&q[(row / group * heads + head) * head_dim..][..head_dim], to);
         }
 
         let flat = scores.as_flattened_mut();
-        score(simd, &queries[..rows * width], k, at.len, flat, 8 * scores_row);
-        let mut row = 0;
-        while row < rows {
-            let here = if rows - row >= TOKENS { TOKENS } else { 1 };
-            let result = &mut result[..here * sizes.out];
-            let mut totals = [0f32; TOKENS];
-            for (i, total) in totals.iter_mut().enumerate().take(here) {
-                let scores = &mut scores[(row + i) * scores_row..][..scores_row];
-                let head = piece.kv * group + (row + i) % group;
-                let bias = Bias::new(shape, head, position(row + i) - base);
-                *total = softmax(simd, scores, span(row + i), shape, bias);
-            }
-            let flat = scores.as_flattened();
-            let weights = |i: usize| {
-                let (from, to) = span(row + i);
-                Weights { from, list: &flat[(row + i) * 8 * scores_row..][..to] }
-            };
-            if here == TOKENS {
-                mix(simd, [weights(0), weights(1), weights(2)], v, result);
-            } else {
-                mix(simd, [weights(0)], v, result);
-            }
-            for (i, (sums, total)) in result.chunks(sizes.out).zip(totals).enumerate() {
-                let (query, head) = ((row + i) / group, (row + i) % group);
-                let out = &mut piece.out[query][head * value_dim..][..value_dim];
-                let factor = 1.0 / total;
-                for (out, sum) in out.iter_mut().zip(sums.as_flattened()) {
-                    *out = sum * factor;
+        for from in (0..len).step_by(k.block()) {
+            score(simd, &queries[..rows * width], k.rows(simd, from, panel), flat, 8 * scores_row);
+        }
+        for (row, total) in totals.iter_mut().enumerate().take(rows) {
+            let scores = &mut scores[row * scores_row..][..scores_row];
+            let bias = Bias::new(shape, piece.kv * group + row % group, position(row) - base);
+            *total = softmax(simd, scores, span(row), shape, bias);
+        }
+        let flat = scores.as_flattened();
+        let weights = |row: usize| {
+            let (from, to) = span(row);
+            Weights { from, list: &flat[row * 8 * scores_row..][..to] }
+        };
+        let result = &mut result[..rows * sizes.out];
+        result.as_flattened_mut().fill(0.0);
+        for from in (0..len).step_by(v.block()) {
+            let v = v.rows(simd, from, panel);
+            let mut row = 0;
+            while row < rows {
+                let result = &mut result[row * sizes.out..];
+                if rows - row >= TOKENS {
+                    mix(simd, [weights(row), weights(row + 1), weights(row + 2)], v, result);
+                    row += TOKENS;
+                } else {
+                    mix(simd, [weights(row)], v, result);
+                    row += 1;
                 }
             }
-            row += here;
+        }
+        for (row, (sums, total)) in result.chunks(sizes.out).zip(totals).enumerate() {
+            let out = &mut piece.out[row / group][row % group * value_dim..][..value_dim];
+            let factor = 1.0 / *total;
+            for (out, sum) in out.iter_mut().zip(sums.as_flattened()) {
+                *out = sum * factor;
+            }
         }
     }
 }
 
-/// `scores[row][j] = q[row] · k[j]` for all `j < len`.
+/// `scores[row][j] = q[row] · k[j]` for all `j` of a block.
 #[inline(always)]
-fn score<S: Simd>(simd: S, q: &[Eight], k: Cached<'_>, len: usize, scores: &mut [f32], stride: usize) {
-    let width = k.width;
+fn score<S: Simd>(simd: S, q: &[Eight], k: Rows<'_>, scores: &mut [f32], stride: usize) {
+    let (width, end) = (k.width, k.end);
     let rows = q.len() / width;
     let q = |row: usize| &q[row * width..][..width];
-    let mut j = 0;
-    while j < len {
+    let mut j = k.from;
+    while j < end {
         // Short of four keys, the last one stands in for the missing; its copies are not kept.
-        let keys: [&[Eight]; ROWS] = std::array::from_fn(|i| k.row((j + i).min(len - 1)));
-        let here = ROWS.min(len - j);
+        let keys: [&[Eight]; ROWS] = std::array::from_fn(|i| k.row((j + i).min(end - 1)));
+        let here = ROWS.min(end - j);
         let mut row = 0;
         while row < rows {
             let mut keep = |row: usize, sums: [f32; 4]| {
@@ -348,9 +322,9 @@ struct Weights<'a> {
     list: &'a [f32],
 }
 
-/// `result[r] = Σ_j weights[r][j] · v[j]` for `R` rows, none that begins or ends before the first.
+/// `result[r] += Σ_j weights[r][j] · v[j]` for the `j` of a block and `R` rows, none that begins or ends before the first.
 #[inline(always)]
-fn mix<S: Simd, const R: usize>(simd: S, weights: [Weights<'_>; R], v: Cached<'_>, result: &mut [Eight]) {
+fn mix<S: Simd, const R: usize>(simd: S, weights: [Weights<'_>; R], v: Rows<'_>, result: &mut [Eight]) {
     let mut at = 0;
     while at < v.width {
         if v.width - at >= WIDTH {
@@ -368,18 +342,24 @@ fn mix<S: Simd, const R: usize>(simd: S, weights: [Weights<'_>; R], v: Cached<'_
 fn mix_part<S: Simd, const R: usize, const D: usize>(
     simd: S,
     weights: [Weights<'_>; R],
-    v: Cached<'_>,
+    v: Rows<'_>,
     at: usize,
     result: &mut [Eight],
 ) {
     let mut sums = [[simd.zero(); D]; R];
+    for r in 0..R {
+        for d in 0..D {
+            sums[r][d] = simd.load(&result[r * v.width + at + d]);
+        }
+    }
+    let part = |range: Range<usize>| range.start.clamp(v.from, v.end)..range.end.clamp(v.from, v.end);
     // What all rows see goes together; before it and after it each row goes alone.
     let (begin, end) = (weights[R - 1].from, weights[0].list.len());
     let begin = begin.min(end);
     for r in 0..R {
-        mix_row(simd, weights[r], weights[r].from..begin, v, at, &mut sums[r]);
+        mix_row(simd, weights[r], part(weights[r].from..begin), v, at, &mut sums[r]);
     }
-    for j in begin..end {
+    for j in part(begin..end) {
         let v = &v.row(j)[at..at + D];
         for r in 0..R {
             let weight = simd.splat(weights[r].list[j]);
@@ -389,7 +369,8 @@ fn mix_part<S: Simd, const R: usize, const D: usize>(
         }
     }
     for r in 0..R {
-        mix_row(simd, weights[r], end.max(weights[r].from)..weights[r].list.len(), v, at, &mut sums[r]);
+        let rest = end.max(weights[r].from)..weights[r].list.len();
+        mix_row(simd, weights[r], part(rest), v, at, &mut sums[r]);
         for d in 0..D {
             simd.store(sums[r][d], &mut result[r * v.width + at + d]);
         }
@@ -402,7 +383,7 @@ fn mix_row<S: Simd, const D: usize>(
     simd: S,
     weights: Weights<'_>,
     positions: Range<usize>,
-    v: Cached<'_>,
+    v: Rows<'_>,
     at: usize,
     sums: &mut [S::V; D],
 ) {
@@ -412,12 +393,4 @@ fn mix_row<S: Simd, const D: usize>(
             sums[d] = simd.mul_add(simd.splat(weights.list[j]), simd.load(&v[d]), sums[d]);
         }
     }
-}
-
-/// Copies numbers into vectors, zeros beyond their end.
-#[inline(always)]
-fn copy_padded(from: &[f32], to: &mut [Eight]) {
-    let (to, rest) = to.as_flattened_mut().split_at_mut(from.len());
-    to.copy_from_slice(from);
-    rest.fill(0.0);
 }

@@ -4,6 +4,8 @@
 compile_error!("weights and buffers are little endian, and are computed with as they are");
 
 mod attend;
+mod cache;
+mod integer;
 mod lines;
 mod matmul;
 mod ops;
@@ -17,24 +19,30 @@ use crate::shape::{self, Counter};
 use crate::{Error, Memory, Result};
 use lines::{Lines, Shelf};
 use pool::Pool;
-use simd::{Level, Portable};
+use simd::{IntLevel, Level, Portable};
 use std::ops::Range;
 
 /// The CPU: computes from host memory, on a pool of threads of its own, with AVX2, FMA and F16C where
 /// the processor has them.
 ///
+/// Weights are widened to f32, and activations stay what they are. With [`integers`](Cpu::integers), products with weights
+/// in whole codes are sums of integers instead, up to twice as fast: codes are taken as they are, activations are rounded
+/// to 16 bits under the largest magnitude of 256 columns ([`Ops::in_integers`](crate::Ops::in_integers),
+/// [`conformance::INTEGERS`](crate::conformance::INTEGERS)), with AVX-512-VNNI, AVX-VNNI, AVX2 or NEON.
+///
 /// A result is the same bit for bit on every call, whatever the number of threads, however the rows of
 /// a matrix are cut into calls and however many tokens share one: each number is summed in one fixed
-/// order, and speed comes from working on several of them at once. Between instruction sets results
-/// differ by rounding.
+/// order, and speed comes from working on several of them at once. Between instruction sets results in f32
+/// differ by rounding; products in integers do not.
 ///
 /// Working memory is kept from call to call. It holds at most 96 tokens of a product's input, and per
-/// thread their sums with 32 rows (100 KiB) or the attention scores of 12 query heads (one group, where
-/// that is more) and, for heads that are not whole vectors of eight, one head's keys and values.
+/// thread their sums with 32 rows (100 KiB), numbers and parameters of 16 rows, or the attention scores of 12 query
+/// heads (one group, where that is more), their sums and, where heads are not whole vectors of eight f32 in the cache, 32 of
+/// them.
 ///
 /// ```
 /// use airllm_format::NumFormat;
-/// use airllm_kernels::{Columns, Cpu, Matrix, Memory, Ops};
+/// use airllm_kernels::{Columns, Cpu, Matrix, Memory, Ops, Tokens};
 ///
 /// let cpu = Cpu::new(2);
 /// let weights: Vec<u8> = [1f32, 2.0, 3.0, 4.0].iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -44,7 +52,7 @@ use std::ops::Range;
 /// let mut y = cpu.alloc(8)?;
 /// let data = cpu.host_view(&weights).unwrap();
 /// let w = Matrix { data, format: NumFormat::F32, rows: 2, cols: 2 };
-/// cpu.matmul(w, &x, 1, &mut y, Columns { stride: 2, first: 0 })?;
+/// cpu.matmul(w, &x, Tokens::few(1), &mut y, Columns { stride: 2, first: 0 })?;
 ///
 /// let mut out = [0u8; 8];
 /// cpu.read(&y, 0, &mut out)?;
@@ -54,6 +62,8 @@ use std::ops::Range;
 #[derive(Debug)]
 pub struct Cpu {
     level: Level,
+    /// For products in integers; `None`: all products in f32.
+    ints: Option<IntLevel>,
     pool: Pool,
     shelf: Shelf,
     counter: Counter,
@@ -72,13 +82,26 @@ impl Cpu {
     /// 0 stands for as many as the system lets this process run at once. Where the system refuses to
     /// start threads there are fewer; [`threads`](Cpu::threads) says how many.
     pub fn new(threads: usize) -> Cpu {
-        Cpu::with(Level::detect(), threads)
+        Cpu::with(Level::detect(), None, threads)
     }
 
     /// As [`new`](Cpu::new), but without any instruction that not every processor has. Slow; for
     /// comparison and for tests.
     pub fn portable(threads: usize) -> Cpu {
-        Cpu::with(Level::Portable(Portable), threads)
+        Cpu::with(Level::Portable(Portable), None, threads)
+    }
+
+    /// As [`new`](Cpu::new), but with products in integers where weights are whole codes. Where a few activations are
+    /// far larger than their neighbours, what is rounded off those shows: logits of some reference checkpoints are then
+    /// further from their reference than the f32 of other programs is, so models do not run so unless asked.
+    pub fn integers(threads: usize) -> Cpu {
+        Cpu::with(Level::detect(), Some(IntLevel::detect()), threads)
+    }
+
+    /// As [`integers`](Cpu::integers), once for each instruction set for products of integers that this processor has,
+    /// the best one last. For comparison and for tests.
+    pub fn levels(threads: usize) -> Vec<Cpu> {
+        IntLevel::all().into_iter().map(|ints| Cpu::with(Level::detect(), Some(ints), threads)).collect()
     }
 
     /// How many threads work on one verb.
@@ -86,13 +109,14 @@ impl Cpu {
         self.pool.threads()
     }
 
-    /// The instructions in use: `"avx2"` or `"portable"`.
+    /// The instructions in use: for products of integers where they are in use (`"avx512-vnni"`, `"avx-vnni"`, `"avx2"`,
+    /// `"neon"` or `"portable"`), else for f32 (`"avx2"` or `"portable"`).
     pub fn instructions(&self) -> &'static str {
-        self.level.name()
+        self.ints.map_or(self.level.name(), IntLevel::name)
     }
 
-    fn with(level: Level, threads: usize) -> Cpu {
-        Cpu { level, pool: Pool::new(threads), shelf: Shelf::default(), counter: Counter::default() }
+    fn with(level: Level, ints: Option<IntLevel>, threads: usize) -> Cpu {
+        Cpu { level, ints, pool: Pool::new(threads), shelf: Shelf::default(), counter: Counter::default() }
     }
 }
 
@@ -119,6 +143,10 @@ impl Memory for Cpu {
     type Buf = CpuBuf;
     type Fence = ();
     type View<'a> = &'a [u8];
+
+    fn copies(&self) -> bool {
+        false
+    }
 
     fn alloc(&self, bytes: usize) -> Result<CpuBuf> {
         match Lines::zeroed(bytes) {
@@ -152,6 +180,10 @@ impl Memory for Cpu {
 
     fn host_view<'a>(&'a self, bytes: &'a [u8]) -> Option<&'a [u8]> {
         Some(bytes)
+    }
+
+    fn follow(&self, _: &()) -> Result<()> {
+        Ok(())
     }
 
     fn fence(&self) -> Result<()> {

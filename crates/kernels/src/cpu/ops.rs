@@ -1,11 +1,15 @@
 //! The verbs of the CPU: checks, then pieces of work for the threads.
 
+use super::cache::Pack;
 use super::matmul::{Widen, matmul};
 use super::packed::{self, Packed, Row};
 use super::rows::{Add, AddBias, Gated, NormRow, Reorder, RmsNorm, Scale, Turn};
 use super::simd::Job;
-use super::{Cpu, CpuBuf, attend};
-use crate::{Activation, Attend, Columns, Error, Matrix, Ops, Place, Result, Rope, Work, shape};
+use super::{Cpu, CpuBuf, attend, integer};
+use crate::{
+    Activation, Attend, Columns, Error, Heads, KvFormat, Matrix, Ops, Place, Result, Rope, Tokens, Work,
+    shape,
+};
 use airllm_format::NumFormat;
 
 /// Numbers in a piece of work, for verbs that treat each number by itself.
@@ -49,6 +53,33 @@ macro_rules! with_format {
     };
 }
 
+/// Products in integers where the format has them, else in f32.
+macro_rules! with_integers {
+    ($format:expr, $cpu:expr, $level:expr, ($($arg:expr),*)) => {
+        match $format {
+            NumFormat::Q8 => integer::matmul::<integer::Q8>($cpu, $level, $($arg),*),
+            NumFormat::Q6 => integer::matmul::<integer::Q6>($cpu, $level, $($arg),*),
+            NumFormat::Q5 => integer::matmul::<integer::Q5>($cpu, $level, $($arg),*),
+            NumFormat::Q4 => integer::matmul::<integer::Q4>($cpu, $level, $($arg),*),
+            NumFormat::Q3 => integer::matmul::<integer::Q3>($cpu, $level, $($arg),*),
+            NumFormat::Q2 => integer::matmul::<integer::Q2>($cpu, $level, $($arg),*),
+            NumFormat::A8 => integer::matmul::<integer::A8>($cpu, $level, $($arg),*),
+            NumFormat::A4 => integer::matmul::<integer::A4>($cpu, $level, $($arg),*),
+            NumFormat::A4G64 => integer::matmul::<integer::A4G64>($cpu, $level, $($arg),*),
+            NumFormat::A4G128 => integer::matmul::<integer::A4G128>($cpu, $level, $($arg),*),
+            NumFormat::Q8_0 => integer::matmul::<integer::Q8_0>($cpu, $level, $($arg),*),
+            NumFormat::Q5_0 => integer::matmul::<integer::Q5_0>($cpu, $level, $($arg),*),
+            NumFormat::Q4_0 => integer::matmul::<integer::Q4_0>($cpu, $level, $($arg),*),
+            NumFormat::Q6K => integer::matmul::<integer::Q6K>($cpu, $level, $($arg),*),
+            NumFormat::Q5K => integer::matmul::<integer::Q5K>($cpu, $level, $($arg),*),
+            NumFormat::Q4K => integer::matmul::<integer::Q4K>($cpu, $level, $($arg),*),
+            NumFormat::Q3K => integer::matmul::<integer::Q3K>($cpu, $level, $($arg),*),
+            NumFormat::Q2K => integer::matmul::<integer::Q2K>($cpu, $level, $($arg),*),
+            other => with_format!("matmul", other, matmul($cpu, $($arg),*)),
+        }
+    };
+}
+
 impl Ops for Cpu {
     fn decode(&self, rows: Matrix<&[u8]>, y: &mut CpuBuf) -> Result<()> {
         let work = shape::decode(&shape::sized(&rows, rows.data.len()), y.bytes)?;
@@ -61,12 +92,29 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn matmul(&self, w: Matrix<&[u8]>, x: &CpuBuf, n: usize, y: &mut CpuBuf, out: Columns) -> Result<()> {
-        let work = shape::matmul(&shape::sized(&w, w.data.len()), x.bytes, n, y.bytes, out)?;
-        let (x, y) = (x.floats(), y.floats_mut());
-        with_format!("matmul", w.format, matmul(self, w, x, n, y, out))?;
+    fn matmul(
+        &self,
+        w: Matrix<&[u8]>,
+        x: &CpuBuf,
+        tokens: Tokens,
+        y: &mut CpuBuf,
+        out: Columns,
+    ) -> Result<()> {
+        let work = shape::matmul(&shape::sized(&w, w.data.len()), x.bytes, tokens, y.bytes, out)?;
+        let Tokens { first, n, .. } = tokens;
+        // Rows of nothing begin anywhere; where there are some, the buffers hold them.
+        let x = x.floats().get(first * w.cols..).unwrap_or_default();
+        let y = y.floats_mut().get_mut(first * out.stride..).unwrap_or_default();
+        match self.ints {
+            Some(level) => with_integers!(w.format, self, level, (w, x, n, y, out)),
+            None => with_format!("matmul", w.format, matmul(self, w, x, n, y, out)),
+        }?;
         self.counter.count(work);
         Ok(())
+    }
+
+    fn in_integers(&self, format: NumFormat) -> bool {
+        self.ints.is_some() && integer::has(format)
     }
 
     fn rms_norm(
@@ -198,15 +246,20 @@ impl Ops for Cpu {
         x: &CpuBuf,
         first: usize,
         n: usize,
-        dim: usize,
+        shape: Heads,
         cache: &mut CpuBuf,
         at: usize,
     ) -> Result<()> {
-        let work = shape::store(x.bytes, first, n, dim, cache.bytes, at)?;
-        let rows = n * dim;
-        if rows > 0 {
-            let from = &x.floats()[first * dim..][..rows];
-            cache.floats_mut()[at * dim..][..rows].copy_from_slice(from);
+        let work = shape::store(x.bytes, first, n, shape, cache.bytes, at)?;
+        let (width, row) = (shape.width(), shape.row_bytes());
+        if n > 0 && width > 0 {
+            let from = &x.floats()[first * width..][..n * width];
+            if shape.cache == KvFormat::F32 {
+                cache.floats_mut()[at * width..][..n * width].copy_from_slice(from);
+            } else {
+                let rows = from.chunks(width).zip(cache.bytes_mut()[at * row..].chunks_mut(row));
+                self.jobs((n * width) as u64, rows.map(|(x, to)| Pack { x, shape, to }));
+            }
         }
         self.counter.count(work);
         Ok(())
@@ -214,8 +267,7 @@ impl Ops for Cpu {
 
     fn attend(&self, q: &CpuBuf, k: &CpuBuf, v: &CpuBuf, out: &mut CpuBuf, shape: Attend) -> Result<()> {
         let work = shape::attend(q.bytes, k.bytes, v.bytes, out.bytes, &shape)?;
-        let (q, k, v, out) = (q.floats(), k.floats(), v.floats(), out.floats_mut());
-        attend::attend(self, q, k, v, out, &shape, work.flops)?;
+        attend::attend(self, q.floats(), [k, v], out.floats_mut(), &shape, work.flops)?;
         self.counter.count(work);
         Ok(())
     }

@@ -43,13 +43,20 @@ impl EmuBuf {
         unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
     }
 
-    /// Where the numbers of the buffer lie.
-    pub(super) fn floats(&self) -> *const f32 {
-        self.bytes().as_ptr().cast()
+    /// Where the buffer lies.
+    pub(super) fn start(&self) -> *mut u8 {
+        self.start.as_ptr()
     }
 
-    pub(super) fn floats_mut(&mut self) -> *mut f32 {
-        self.bytes_mut().as_mut_ptr().cast()
+    /// Copies `from` to `offset`.
+    ///
+    /// # Safety
+    ///
+    /// The bytes from `offset` on lie in the buffer, and nobody reads or writes them meanwhile.
+    pub(super) unsafe fn fill(&self, offset: usize, from: &[u8]) {
+        // SAFETY: as the caller promises. `start` came from the allocator and may write all of the buffer; `from` is
+        // borrowed from elsewhere, so that the two do not overlap.
+        unsafe { self.start.as_ptr().add(offset).copy_from_nonoverlapping(from.as_ptr(), from.len()) }
     }
 }
 

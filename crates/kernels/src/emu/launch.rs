@@ -1,47 +1,10 @@
 //! Launches of kernels by their names.
 
-use super::{Emu, Order};
-use crate::abi;
-use crate::{Error, Result};
+use super::{Emu, EmuBuf, EmuView, Order, Rung};
+use crate::launch::{Grid, Launcher, Params, Ready, Staged, Where};
+use crate::shape::Counter;
+use crate::{Cpu, Error, Result};
 use std::ffi::{CString, c_char, c_int, c_void};
-
-/// Structures that kernels take.
-///
-/// # Safety
-///
-/// The type has the size, alignment and fields of a structure in `abi.h`.
-pub(super) unsafe trait Params: Copy {}
-
-macro_rules! params {
-    ($($name:ident)*) => {$(
-        // SAFETY: `abi.rs` lists the fields of `abi.h` in their order, with the types that C has for them.
-        unsafe impl Params for abi::$name {}
-    )*};
-}
-
-params!(Product Spread Decode Norm Turn Attention Gated Flat Rows Scatter Gather Reorder Placing);
-
-/// How many blocks and threads run a kernel.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Grid {
-    /// Blocks in both directions.
-    pub(super) blocks: [usize; 2],
-    /// Threads in a block.
-    pub(super) threads: u32,
-    /// Bytes of shared memory beside what the kernel declares.
-    pub(super) shared: usize,
-}
-
-impl Grid {
-    /// A thread for each of `count` things.
-    pub(super) fn flat(count: usize) -> Grid {
-        let threads = abi::FLAT_THREADS;
-        Grid { blocks: [count.div_ceil(threads as usize), 1], threads, shared: 0 }
-    }
-}
-
-/// Most blocks of a grid in its two directions, on every device.
-const MOST: [usize; 2] = [(1 << 31) - 1, 65_535];
 
 unsafe extern "C" {
     fn airllm_emu_launch(
@@ -58,34 +21,35 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-impl Emu {
-    /// Runs a kernel to its end. A grid without blocks is no launch.
-    ///
-    /// # Safety
-    ///
-    /// `params` are what the kernel of this name takes. Every pointer in them leads to as much memory as the kernel
-    /// touches for the sizes in them, which nobody else writes, nor reads where the kernel writes, until it returns.
-    pub(super) unsafe fn launch<P: Params>(
+/// Bytes that are read where they lie: every launch has ended when it returns.
+#[derive(Debug)]
+pub struct EmuStaged(*const u8);
+
+impl Staged for EmuStaged {
+    fn address(&self) -> *const u8 {
+        self.0
+    }
+}
+
+impl Launcher for Emu {
+    type Staged = EmuStaged;
+
+    unsafe fn launch<P: Params>(
         &self,
         verb: &'static str,
         kernel: &str,
         params: &P,
         grid: Grid,
     ) -> Result<()> {
-        if grid.blocks.contains(&0) {
-            return Ok(());
-        }
         let failed = |what: String| Error::Kernel { verb, kernel: kernel.into(), what };
-        if grid.blocks[0] > MOST[0] || grid.blocks[1] > MOST[1] {
-            return Err(failed(format!("{:?} blocks are more than a launch can have", grid.blocks)));
-        }
+        let Some([across, along]) = grid.checked().map_err(failed)? else { return Ok(()) };
         if !supported() {
             return Err(failed(
                 "this processor lacks AVX2, FMA or F16C, which the kernels are compiled for".into(),
             ));
         }
         let name = CString::new(kernel).map_err(|e| failed(e.to_string()))?;
-        let blocks = [grid.blocks[0] as u32, grid.blocks[1] as u32, 1];
+        let blocks = [across, along, 1];
         let (order, seed) = match self.order {
             Order::Forward => (0, 0),
             Order::Reverse => (1, 0),
@@ -115,6 +79,41 @@ impl Emu {
         let end = error.iter().position(|&c| c == 0).unwrap_or(error.len());
         Err(failed(String::from_utf8_lossy(&error[..end]).into_owned()))
     }
+
+    fn address(&self, buf: &EmuBuf) -> *mut u8 {
+        buf.start()
+    }
+
+    fn locate<'a>(&self, view: EmuView<'a>) -> Where<'a>
+    where
+        Self: 'a,
+    {
+        Where::Device(view.start(), view.len())
+    }
+
+    fn stage(&self, bytes: &[u8]) -> Result<EmuStaged> {
+        Ok(EmuStaged(bytes.as_ptr()))
+    }
+
+    fn temporary(&self, bytes: usize) -> Result<EmuBuf> {
+        EmuBuf::zeroed(bytes).ok_or(Error::OutOfMemory { bytes, device: "emu" })
+    }
+
+    fn beside(&self) -> Option<&Cpu> {
+        None
+    }
+
+    fn ready(&self) -> &Ready<EmuBuf> {
+        &self.ready
+    }
+
+    fn rung(&self) -> Rung {
+        self.rung
+    }
+
+    fn counter(&self) -> &Counter {
+        &self.counter
+    }
 }
 
 /// Whether this machine has the instructions that `build.rs` lets the compiler use.
@@ -131,14 +130,17 @@ fn supported() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi;
 
     const ORDERS: [Order; 4] = [Order::Forward, Order::Reverse, Order::Random(1), Order::Random(2)];
 
     /// What a kernel of `kernels/emu/checks.cu` makes of the numbers 0 to 63.
     fn run(kernel: &str, order: Order) -> Result<Vec<f32>> {
-        let x: Vec<f32> = (0..64).map(|i| i as f32).collect();
+        #[repr(align(16))]
+        struct Aligned([f32; 64]);
+        let x = Aligned(std::array::from_fn(|i| i as f32));
         let mut y = vec![-1f32; 64];
-        let params = abi::Flat { y: y.as_mut_ptr(), x: x.as_ptr(), len: 64 };
+        let params = abi::Flat { y: y.as_mut_ptr(), x: x.0.as_ptr(), len: 64 };
         let grid = Grid { blocks: [1, 1], threads: 64, shared: 0 };
         // SAFETY: the kernels read and write the first 64 numbers of `x` and `y`.
         unsafe { Emu::new(order).launch("check", kernel, &params, grid)? };
@@ -174,6 +176,39 @@ mod tests {
     }
 
     #[test]
+    fn matrix_units_multiply() {
+        let left = |row: usize, column: usize| ((3 * row + column) % 7) as f32 - 3.0;
+        let right = |row: usize, column: usize| ((5 * row + 2 * column) % 9) as f32 - 4.0;
+        let number = |row, column| (0..16).map(|k| left(row, k) * right(k, column)).sum::<f32>();
+        for order in ORDERS {
+            for (kernel, further, start) in
+                [("check_product_rows", 0, 1.0), ("check_product_columns", 8, 3.0)]
+            {
+                let found = run(kernel, order).unwrap();
+                for (thread, found) in found.into_iter().enumerate() {
+                    let (row, column) = (thread % 32 / 4 + further, thread % 4 * 2);
+                    let expected =
+                        start + number(row, column) + 512.0 * (start + 1.0 + number(row, column + 1));
+                    assert_eq!(found, expected, "{kernel}, thread {thread}, {order:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn copies_arrive_when_waited_for() {
+        let first = |i: usize| (4 * (i % 16)) as f32;
+        for order in ORDERS {
+            let all = run("check_copies", order).unwrap();
+            let expected: Vec<f32> = (0..64).map(|i| first(i) + first(i + 1) + 1.0).collect();
+            assert_eq!(all, expected, "{order:?}");
+            let one = run("check_copies_first", order).unwrap();
+            assert_eq!(one, (0..64).map(first).collect::<Vec<_>>(), "{order:?}");
+            assert!(run("check_copies_early", order).unwrap().iter().all(|x| x.is_nan()), "{order:?}");
+        }
+    }
+
+    #[test]
     fn what_cannot_end_says_why() {
         let cases = [
             (
@@ -186,6 +221,7 @@ mod tests {
                 "33 of 64 threads have ended",
                 "31 threads (0, 1, 2, 4, 5, 6, 7, 8, ...) in __shfl_xor_sync of mask ffffffff",
             ),
+            ("check_product_alone", "33 of 64 threads have ended", "in ldmatrix of mask ffffffff"),
             ("check_two_barriers", "in __syncthreads at", "in that at"),
             ("check_shared", "52000 bytes of shared memory for", "0 of 49152 are taken"),
             ("check_nothing", "there is no such kernel", ""),
@@ -214,7 +250,7 @@ mod tests {
         launch(256, 0, [0, 1]).unwrap();
         for (answer, words) in [
             (launch(257, 0, [1, 1]), "257 threads in a block, the kernel allows 256"),
-            (launch(256, 50_000, [1, 1]), "50000 bytes of shared memory, a block has 49152"),
+            (launch(256, 102_000, [1, 1]), "102000 bytes of shared memory, a block has 101376"),
             (launch(256, 0, [1, 65_536]), "[1, 65536] blocks are more than a launch can have"),
         ] {
             let said = answer.unwrap_err().to_string();

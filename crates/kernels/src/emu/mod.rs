@@ -4,9 +4,12 @@
 compile_error!("weights and buffers are little endian, and are computed with as they are");
 
 mod buffer;
+#[cfg(test)]
+mod kernels;
 mod launch;
-mod ops;
 
+use crate::launch::Ready;
+pub use crate::launch::Rung;
 use crate::shape::{self, Counter};
 use crate::{Error, Memory, Result};
 pub use buffer::{EmuBuf, EmuView};
@@ -22,7 +25,7 @@ use std::ops::Range;
 ///
 /// A product's rows must start at multiples of 16 bytes in formats whose rows are whole multiples of 16, and numbers at
 /// multiples of four; other views are refused with [`Error::Argument`]. So are heads for whose queries and values the
-/// 48 KiB of a block's shared memory do not do (`head_dim + 4 · value_dim` above 7928).
+/// 48 KiB of a block's shared memory do not do (`head_dim` above 11520; in prompts `head_dim + 4 · value_dim` above 7928).
 ///
 /// ```
 /// use airllm_kernels::{Emu, Memory, Ops, Order};
@@ -43,6 +46,7 @@ pub struct Emu {
     order: Order,
     rung: Rung,
     counter: Counter,
+    ready: Ready<EmuBuf>,
 }
 
 /// The order in which threads of a block, and blocks, take turns.
@@ -57,16 +61,6 @@ pub enum Order {
     Random(u64),
 }
 
-/// Which kernels do the work, where there are several for a verb.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Rung {
-    /// Those that a GPU is given.
-    #[default]
-    Production,
-    /// The first ones of their ladders, which the others are compared with.
-    Naive,
-}
-
 impl Emu {
     /// Threads in this order, with the kernels that a GPU is given.
     pub fn new(order: Order) -> Emu {
@@ -75,7 +69,7 @@ impl Emu {
 
     /// Threads in this order, with kernels from this rung.
     pub fn with(order: Order, rung: Rung) -> Emu {
-        Emu { order, rung, counter: Counter::default() }
+        Emu { order, rung, counter: Counter::default(), ready: Ready::default() }
     }
 }
 
@@ -84,7 +78,12 @@ impl Memory for Emu {
     type Fence = ();
     type View<'a> = EmuView<'a>;
 
+    fn copies(&self) -> bool {
+        true
+    }
+
     fn alloc(&self, bytes: usize) -> Result<EmuBuf> {
+        self.ready.forget();
         EmuBuf::zeroed(bytes).ok_or(Error::OutOfMemory { bytes, device: "emu" })
     }
 
@@ -93,6 +92,7 @@ impl Memory for Emu {
     }
 
     fn write(&self, dst: &mut EmuBuf, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.ready.forget();
         let end = offset.saturating_add(bytes.len());
         shape::need("write", "buffer", end, dst.bytes().len())?;
         dst.bytes_mut()[offset..end].copy_from_slice(bytes);
@@ -113,6 +113,18 @@ impl Memory for Emu {
 
     fn host_view<'a>(&'a self, _: &'a [u8]) -> Option<EmuView<'a>> {
         None
+    }
+
+    unsafe fn upload(&self, dst: &EmuBuf, offset: usize, bytes: &[u8], _: Option<&()>) -> Result<()> {
+        shape::need("upload", "buffer", offset.saturating_add(bytes.len()), dst.bytes().len())?;
+        // SAFETY: the range lies in the buffer, and all work there was is done: the caller promises that nothing else
+        // reads or writes these bytes. Host bytes and buffers of this device never overlap.
+        unsafe { dst.fill(offset, bytes) };
+        Ok(())
+    }
+
+    fn follow(&self, _: &()) -> Result<()> {
+        Ok(())
     }
 
     fn fence(&self) -> Result<()> {

@@ -4,15 +4,17 @@
 //! decided when the device is opened and never changes, so neither do the results.
 //!
 //! The only `unsafe` code of the CPU device is here: intrinsics, and the call that enters code
-//! compiled for them. Both rest on one fact: a value of [`Avx2`] exists only where the processor was
+//! compiled for them. Both rest on one fact: a value of [`Avx2`], and of the tokens in [`ints`], exists only where the processor was
 //! asked and said yes.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod ints;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
+pub(crate) use ints::{IntJob, IntLevel, Ints};
 pub(crate) use portable::Portable;
 
 /// Eight numbers in memory.
