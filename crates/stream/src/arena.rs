@@ -1,10 +1,14 @@
 //! One anonymous mapping in huge pages, cut into slots whose state is their type.
 //!
 //! `Slot<Free> -> Slot<Filling> -> Slot<Ready> -> Slot<Free>`: only a filling slot can be written, only
-//! a ready one read, and a slot is in one place at a time because it cannot be copied.
+//! a ready one read, and a slot is in one place at a time because it cannot be copied. Where weights are
+//! copied to a device, [`device`] says how `Slot<Ready>` goes on.
+
+pub mod device;
 
 use crate::sync::Arc;
 use crate::{Error, Result};
+use airllm_kernels::Memory;
 use memmap2::{Advice, MmapMut};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -40,10 +44,17 @@ unsafe impl<State> Send for Slot<State> {}
 // SAFETY: through a shared slot one can only read (`bytes`); writing needs `&mut Slot<Filling>`.
 unsafe impl<State> Sync for Slot<State> {}
 
-#[derive(Debug)]
 struct Region {
+    /// What the device knows of the mapping. Dropped before it, which the order of fields sees to.
+    _registered: Option<Box<dyn Send + Sync>>,
     /// Unmapped when the last slot is gone.
     _map: MmapMut,
+}
+
+impl std::fmt::Debug for Region {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Region")
+    }
 }
 
 /// Maps memory for slots of the given sizes and cuts it. Sizes are rounded up to [`ALIGNMENT`].
@@ -51,6 +62,25 @@ struct Region {
 /// Pages come from huge pages where the system has them: reads with O_DIRECT then pin few pages, and
 /// multiplies miss the TLB less. Memory is touched when a slot is first filled, not here.
 pub fn carve(sizes: &[usize]) -> Result<Vec<Slot<Free>>> {
+    cut(sizes, |_, _| Ok(None))
+}
+
+/// The same for slots that are copied to `device`, which is told of them. Devices may touch the memory then.
+pub fn carve_for<M: Memory>(device: &M, sizes: &[usize]) -> Result<Vec<Slot<Free>>> {
+    cut(sizes, |start, bytes| {
+        if !device.copies() {
+            return Ok(None);
+        }
+        // SAFETY: `cut` passes a range of its mapping, which stays where it is until the region is dropped, and the
+        // region drops the answer first.
+        Ok(Some(unsafe { device.register(start, bytes)? }))
+    })
+}
+
+fn cut(
+    sizes: &[usize],
+    register: impl FnOnce(NonNull<u8>, usize) -> Result<Option<Box<dyn Send + Sync>>>,
+) -> Result<Vec<Slot<Free>>> {
     let sizes: Vec<usize> = sizes.iter().map(|size| size.next_multiple_of(ALIGNMENT)).collect();
     let total: usize = sizes.iter().sum();
     if total == 0 {
@@ -65,7 +95,9 @@ pub fn carve(sizes: &[usize]) -> Result<Vec<Slot<Free>>> {
     let _ = map.advise(Advice::HugePage);
     let base = map.as_mut_ptr();
     let mut offset = base.align_offset(HUGE_PAGE);
-    let region = Arc::new(Region { _map: map });
+    // SAFETY: the gap is below HUGE_PAGE, which was added to the mapping's length. A mapping is never at address zero.
+    let registered = register(unsafe { NonNull::new_unchecked(base.add(offset)) }, total)?;
+    let region = Arc::new(Region { _registered: registered, _map: map });
     let mut slots = Vec::with_capacity(sizes.len());
     for len in sizes {
         // SAFETY: `offset + len` stays within the mapping: the alignment gap is below HUGE_PAGE, which was
@@ -93,7 +125,7 @@ impl Slot<Free> {
         Ok(Self {
             start: NonNull::dangling(),
             len: 0,
-            region: Arc::new(Region { _map: map }),
+            region: Arc::new(Region { _registered: None, _map: map }),
             state: PhantomData,
         })
     }

@@ -1,6 +1,7 @@
 //! Cuts tensors into stripes: contiguous runs of whole rows that fit a slot.
 
 use crate::arena::ALIGNMENT;
+use crate::tier::{Tier, Tiers};
 use crate::{Catalog, Error, Result, TensorId, Unit};
 
 /// Larger reads are not faster. Also the size of pinned stripes, whatever the ring's slots are.
@@ -20,8 +21,8 @@ pub struct Stripe {
     pub len: usize,
     /// What lies in it, in order of use.
     pub parts: Vec<Part>,
-    /// Whether it stays in memory once read.
-    pub pinned: bool,
+    /// Where it stays.
+    pub tier: Tier,
 }
 
 /// Rows of one tensor inside a stripe.
@@ -51,25 +52,25 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Cuts `catalog.pass` into stripes that fit slots of `slot_bytes`; `pinned[unit]` marks the units
-    /// that stay in memory.
-    pub fn new(catalog: &Catalog, pinned: &[bool], slot_bytes: usize) -> Result<Self> {
-        Self::of(catalog, catalog.pass.clone(), false, pinned, slot_bytes)
+    /// Cuts `catalog.pass` into stripes that fit slots of `slot_bytes`; `tiers` says which units stay in
+    /// memory.
+    pub fn new(catalog: &Catalog, tiers: Tiers<'_>, slot_bytes: usize) -> Result<Self> {
+        Self::of(catalog, catalog.pass.clone(), false, tiers, slot_bytes)
     }
 
     /// Cuts the on-demand units, each into stripes of its own: one is read without its neighbours.
-    pub fn on_demand(catalog: &Catalog, pinned: &[bool], slot_bytes: usize) -> Result<Self> {
+    pub fn on_demand(catalog: &Catalog, tiers: Tiers<'_>, slot_bytes: usize) -> Result<Self> {
         let units = catalog.units.iter().enumerate().filter(|(_, unit)| unit.on_demand);
         let ids =
             units.flat_map(|(unit, u)| (0..u.tensors.len()).map(move |tensor| TensorId { unit, tensor }));
-        Self::of(catalog, ids.collect(), true, pinned, slot_bytes)
+        Self::of(catalog, ids.collect(), true, tiers, slot_bytes)
     }
 
     fn of(
         catalog: &Catalog,
         entries: Vec<TensorId>,
         apart: bool,
-        pinned: &[bool],
+        tiers: Tiers<'_>,
         slot_bytes: usize,
     ) -> Result<Self> {
         let mut cut =
@@ -83,8 +84,8 @@ impl Cut {
                 cut.close(open.take());
             }
             let row = tensor.row_bytes();
-            let pin = pinned.get(id.unit).copied().unwrap_or(false);
-            let most = if pin { slot_bytes.max(LARGEST_STRIPE) } else { slot_bytes };
+            let tier = tiers.get(id.unit);
+            let most = tiers.most(tier, slot_bytes);
             let need = smallest_slot(row);
             if need > most {
                 return Err(Error::SlotTooSmall { tensor: name(catalog, id), need, have: most });
@@ -96,13 +97,13 @@ impl Cut {
             while first < tensor.rows {
                 let offset = tensor.offset + (first * row) as u64;
                 let fits = match &open {
-                    Some(run) if run.follows(tensor.file, offset, pin) => run.room(offset, most) / row,
+                    Some(run) if run.follows(tensor.file, offset, tier) => run.room(offset, most) / row,
                     _ => 0,
                 };
                 if fits == 0 {
                     cut.close(open.take());
                     open =
-                        Some(Open { file: tensor.file, start: offset, end: offset, pin, parts: Vec::new() });
+                        Some(Open { file: tensor.file, start: offset, end: offset, tier, parts: Vec::new() });
                 }
                 if let Some(run) = &mut open {
                     let count = (run.room(offset, most) / row).min(tensor.rows - first);
@@ -124,10 +125,44 @@ impl Cut {
         let Some(run) = open else { return };
         let offset = align_down(run.start);
         let len = ((run.end - offset) as usize).next_multiple_of(ALIGNMENT);
-        if !run.pin {
+        if !run.tier.stays() {
             self.streamed.push(self.stripes.len());
         }
-        self.stripes.push(Stripe { file: run.file, offset, len, parts: run.parts, pinned: run.pin });
+        self.stripes.push(Stripe { file: run.file, offset, len, parts: run.parts, tier: run.tier });
+    }
+}
+
+/// Stripes in the order in which passes meet them, numbered without end: the first pass meets all of them, later
+/// ones those of a part of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rounds {
+    all: u64,
+    later: Vec<usize>,
+}
+
+impl Rounds {
+    /// All stripes of a cut, and later those that `later` names, in order.
+    pub fn new(cut: &Cut, later: Vec<usize>) -> Self {
+        Self { all: cut.stripes.len() as u64, later }
+    }
+
+    /// Pass and stripe of a number. `None` where later passes meet nothing.
+    pub fn locate(&self, number: u64) -> Option<(u64, usize)> {
+        if number < self.all {
+            return Some((0, number as usize));
+        }
+        let each = self.later.len() as u64;
+        let beyond = number - self.all;
+        let pass = beyond.checked_div(each)?;
+        Some((1 + pass, self.later[(beyond % each) as usize]))
+    }
+
+    /// The number of the first stripe of a pass.
+    pub fn begin(&self, pass: u64) -> u64 {
+        match pass.checked_sub(1) {
+            None => 0,
+            Some(later) => self.all + later * self.later.len() as u64,
+        }
     }
 }
 
@@ -167,14 +202,14 @@ struct Open {
     file: usize,
     start: u64,
     end: u64,
-    pin: bool,
+    tier: Tier,
     parts: Vec<Part>,
 }
 
 impl Open {
     /// Whether rows at `offset` may join: same file, same tier, and right behind.
-    fn follows(&self, file: usize, offset: u64, pin: bool) -> bool {
-        self.file == file && self.pin == pin && right_behind(self.end, offset)
+    fn follows(&self, file: usize, offset: u64, tier: Tier) -> bool {
+        self.file == file && self.tier == tier && right_behind(self.end, offset)
     }
 
     /// Bytes from `offset` to the end of a slot that starts at this run's aligned start.
@@ -234,20 +269,20 @@ mod tests {
         ) {
             let catalog = catalog(&units);
             let slot = (400 * 4 + 2 * ALIGNMENT + extra) / ALIGNMENT * ALIGNMENT;
-            let cut = Cut::new(&catalog, &pinned, slot).unwrap();
+            let cut = Cut::new(&catalog, Tiers::pinned(&pinned), slot).unwrap();
             let mut seen = Vec::new();
             for (index, stripe) in cut.stripes.iter().enumerate() {
-                let most = if stripe.pinned { LARGEST_STRIPE } else { slot };
+                let most = if stripe.tier.pinned { LARGEST_STRIPE } else { slot };
                 prop_assert!(stripe.len <= most);
                 prop_assert_eq!(stripe.offset % ALIGNMENT as u64, 0);
                 prop_assert_eq!(stripe.len % ALIGNMENT, 0);
-                prop_assert_eq!(cut.streamed.contains(&index), !stripe.pinned);
+                prop_assert_eq!(cut.streamed.contains(&index), !stripe.tier.pinned);
                 for part in &stripe.parts {
                     let tensor = catalog.get(part.id).unwrap();
                     let from = tensor.offset + (part.first * tensor.row_bytes()) as u64;
                     prop_assert_eq!(stripe.offset + part.at as u64, from);
                     prop_assert!(part.at + part.count * tensor.row_bytes() <= stripe.len);
-                    prop_assert_eq!(pinned[part.id.unit], stripe.pinned);
+                    prop_assert_eq!(pinned[part.id.unit], stripe.tier.pinned);
                     for row in part.first..part.first + part.count {
                         seen.push((part.id, row));
                     }
@@ -271,7 +306,7 @@ mod tests {
             unit.on_demand = unit.name != "u1";
             unit.tensors.iter_mut().for_each(|tensor| tensor.file = 0);
         }
-        let cut = Cut::on_demand(&catalog, &[false, false, true], 8192).unwrap();
+        let cut = Cut::on_demand(&catalog, Tiers::pinned(&[false, false, true]), 8192).unwrap();
         let ids: Vec<_> = catalog.pass.iter().copied().filter(|id| id.unit != 1).collect();
         assert_eq!(cut.entries, ids);
         let units: Vec<Vec<usize>> =
@@ -286,7 +321,7 @@ mod tests {
     #[test]
     fn a_row_that_fits_no_slot_is_refused_with_numbers() {
         let catalog = catalog(&[vec![(3, 3000, 0)]]);
-        let error = Cut::new(&catalog, &[false], 8192).unwrap_err();
+        let error = Cut::new(&catalog, Tiers::pinned(&[false]), 8192).unwrap_err();
         assert!(matches!(error, Error::SlotTooSmall { need: 16384, have: 8192, .. }), "{error}");
     }
 }

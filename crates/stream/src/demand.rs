@@ -22,6 +22,7 @@ use crate::ring::{Answer, Order, Ring};
 use crate::{Catalog, Error, Result, TensorId};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// State of the on-demand stripes. `F` is the device's fence.
 #[derive(Debug)]
@@ -70,7 +71,8 @@ struct Stripe {
 enum Place {
     Absent,
     Ordered,
-    Here(Slot<Ready>),
+    /// Shared with nobody but a copy of it to the device, while the stripe is leased or busy.
+    Here(Arc<Slot<Ready>>),
     /// It could not be read, or is damaged. It is not tried again.
     Failed(Error),
 }
@@ -114,8 +116,8 @@ impl<F> Lane<F> {
             place: Place::Absent,
             wanted: false,
             busy: 0,
-            pinned: stripe.pinned,
-            own: stripe.pinned.then_some(own),
+            pinned: stripe.tier.pinned,
+            own: stripe.tier.pinned.then_some(own),
         };
         let mut entry = 0;
         let mut units = Vec::with_capacity(catalog.units.len());
@@ -191,7 +193,7 @@ impl<F> Lane<F> {
             let stripe = &mut self.stripes[index];
             match answer {
                 Answer::Read(slot) => {
-                    stripe.place = Place::Here(slot);
+                    stripe.place = Place::Here(Arc::new(slot));
                     if !stripe.pinned {
                         self.cached.push(index);
                     }
@@ -237,10 +239,10 @@ impl<F> Lane<F> {
         })
     }
 
-    /// The bytes of a stripe, if they are in memory.
-    pub fn bytes(&self, stripe: usize) -> Option<&[u8]> {
+    /// The slot of a stripe, if it is in memory.
+    pub fn slot(&self, stripe: usize) -> Option<&Arc<Slot<Ready>>> {
         match &self.stripes.get(stripe)?.place {
-            Place::Here(slot) => Some(slot.bytes()),
+            Place::Here(slot) => Some(slot),
             _ => None,
         }
     }
@@ -261,6 +263,11 @@ impl<F> Lane<F> {
     /// The fence of the oldest work that may not be done.
     pub fn oldest_fence(&self) -> Option<&F> {
         self.busy.front().map(|(fence, _)| fence)
+    }
+
+    /// The stripe that that work reads.
+    pub fn oldest_stripe(&self) -> Option<usize> {
+        self.busy.front().map(|(_, stripe)| *stripe)
     }
 
     /// The oldest work is done.
@@ -365,11 +372,20 @@ impl<F> Lane<F> {
     }
 
     fn evict(&mut self, victim: usize) {
-        match std::mem::replace(&mut self.stripes[victim].place, Place::Absent) {
-            Place::Here(slot) => self.give_back(victim, slot.release()),
-            other => self.stripes[victim].place = other,
-        }
-        self.cached.retain(|&stripe| stripe != victim);
+        let place = std::mem::replace(&mut self.stripes[victim].place, Place::Absent);
+        let kept = match place {
+            Place::Here(slot) => match Arc::try_unwrap(slot) {
+                Ok(slot) => {
+                    self.give_back(victim, slot.release());
+                    self.cached.retain(|&stripe| stripe != victim);
+                    return;
+                }
+                // Not reached: what is shared is busy. It stays rather than that its slot is lost.
+                Err(slot) => Place::Here(slot),
+            },
+            other => other,
+        };
+        self.stripes[victim].place = kept;
     }
 }
 

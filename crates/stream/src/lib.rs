@@ -1,4 +1,4 @@
-//! Layer streaming inside a memory budget: source -> host ring -> lease, with a planner and a timeline.
+//! Layer streaming inside a memory budget: source -> host ring -> device ring -> lease, with a planner and a timeline.
 //!
 //! A [`Catalog`] says which tensors lie where and in which order a pass uses them. [`plan()`] decides what
 //! of it stays in memory. A [`Pipeline`] lets the rest flow through a ring of slots, read ahead by a few
@@ -26,7 +26,7 @@
 //!
 //! // 64 kB are too few for 102 kB of weights: they stream.
 //! let request = Request { ram: Some(64_000), ..Request::default() };
-//! let plan = plan(&Need::of(&catalog, 0), &Hardware { disk: 1e9, memory: 2e10 }, &request)?;
+//! let plan = plan(&Need::of(&catalog, 0), &Hardware { disk: 1e9, memory: 2e10, gpu: None }, &request)?;
 //! assert_eq!(plan.streamed, 102_400);
 //!
 //! let options = Options::of(&plan, Arc::new(Timeline::new(false)));
@@ -42,6 +42,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! To a device with memory of its own the stripes are copied, ahead of their use and beside the computation; what
+//! lives there, and what is computed with from host memory all the same, is said by [`OnDevice`].
+//!
 //! Units that a pass may or may not use, experts, are [requested](Pipeline::request) when that is known,
 //! leased by [`demand`](Pipeline::demand), and kept for as long as a measured [`Policy`] says.
 //!
@@ -55,16 +58,23 @@ mod catalog;
 mod check;
 mod cut;
 mod demand;
+mod device_ring;
 mod error;
+mod feed;
 mod held;
+mod intake;
+mod layout;
+mod options;
 mod pipeline;
 pub mod plan;
 mod policy;
 mod reader;
 mod ring;
+mod staging;
 mod sync;
+mod tier;
 mod timeline;
-mod upload;
+mod turns;
 mod weights;
 
 pub use arena::ALIGNMENT;
@@ -72,8 +82,9 @@ pub use catalog::{Catalog, Tensor, TensorId, Unit};
 pub use cut::smallest_slot;
 pub use error::{Error, Result};
 pub use held::{Fetch, Held};
-pub use pipeline::{ExpertCache, Options, Pipeline, Rows, Stats};
-pub use plan::{Hardware, Need, Plan, Refusal, Request, plan};
+pub use options::{ExpertCache, OnDevice, Options, Stats};
+pub use pipeline::{Pipeline, Rows};
+pub use plan::{Gpu, Hardware, Need, Plan, Refusal, Request, plan};
 pub use policy::Policy;
 pub use timeline::{Activity, Event, Timeline};
 pub use weights::Weights;

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!  LayerSource ──read──► slot of the ring ──lease──► f(rows) ──► slot is free again
-//!       ▲ reader threads, in the order      ▲ pinned stripes stay: read once, leased in every pass
-//!       └ of the pass, round and round
+//!       ▲ reader threads, in the order  │   ▲ pinned stripes stay: read once, leased in every pass
+//!       └ of the pass, round and round  └─copy─► buffer of the device ──lease──► f(rows) ──► buffer is free again
 //! ```
+//!
+//! The lower way is that of devices with memory of their own; [`feed`](crate::feed) hides which of the two it is.
 //!
 //! Readers never wait for the end of a pass: while the consumer samples a token, the first stripes of the
 //! next pass are already being read, as far as the ring's slots allow. Units that a pass may or may not use
@@ -15,17 +17,21 @@ mod on_demand;
 
 use crate::arena::{self, ALIGNMENT, Free, Ready, Slot};
 use crate::check::{Checks, check_catalog};
-use crate::cut::{Cut, Part, name};
+use crate::cut::{Cut, Part, Rounds, name};
 use crate::demand::Lane;
+use crate::feed::{DeviceFeed, Feed, HostFeed, Place};
+use crate::intake::Intake;
 use crate::reader::{Counters, Shared, SourceBox};
 use crate::ring::Ring;
+use crate::staging::Staging;
 use crate::sync::{Mutex, lock};
+use crate::tier::Tiers;
 use crate::timeline::{Activity, Event, Timeline};
-use crate::upload::Uploads;
-use crate::{Catalog, Error, Plan, Result, Tensor, TensorId};
+use crate::turns::Turns;
+use crate::{Catalog, Error, Options, Result, Stats, Tensor, TensorId};
 use airllm_format::LayerSource;
 use airllm_kernels::Memory;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -41,100 +47,25 @@ pub struct Rows<V> {
     pub count: usize,
 }
 
-/// How a pipeline is laid out; see [`plan`](crate::plan::plan), which chooses this.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Which units stay in memory, by index; missing ones are streamed.
-    pub pinned: Vec<bool>,
-    /// Slots of the ring.
-    pub slots: usize,
-    /// Bytes of a slot.
-    pub slot_bytes: usize,
-    /// Reader threads.
-    pub readers: usize,
-    /// Memory for units that are read on demand and not pinned.
-    pub experts: ExpertCache,
-    /// Where lanes record what they do.
-    pub timeline: Arc<Timeline>,
-}
-
-/// Memory for stripes that are read on demand: what is in use, what is read next, and what was used before
-/// and stays for as long as the [`Policy`](crate::Policy) says.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-pub struct ExpertCache {
-    /// How many slots. One works; with two, one is read while the other is computed with. A unit that needs
-    /// more than there are flows through them.
-    pub slots: usize,
-    /// Bytes of a slot.
-    pub slot_bytes: usize,
-}
-
-impl Options {
-    /// The layout that a plan chose.
-    pub fn of(plan: &Plan, timeline: Arc<Timeline>) -> Self {
-        Self {
-            pinned: plan.pinned.clone(),
-            slots: plan.slots,
-            slot_bytes: plan.slot_bytes,
-            readers: plan.readers,
-            experts: plan.experts,
-            timeline,
-        }
-    }
-}
-
-/// What has been moved so far. Deterministic but for the times.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Stats {
-    /// Bytes asked of the source.
-    pub bytes_read: u64,
-    /// Reads issued.
-    pub reads: u64,
-    /// Reads repeated after an error.
-    pub retries: u64,
-    /// Bytes of weights leased to the computation.
-    pub bytes_leased: u64,
-    /// Whole passes leased.
-    pub passes: u64,
-    /// Nanoseconds spent in reads, summed over readers.
-    pub read_ns: u64,
-    /// Nanoseconds the consumer waited for stripes.
-    pub wait_ns: u64,
-    /// Nanoseconds the consumer spent on leases.
-    pub compute_ns: u64,
-    /// The part of `bytes_leased` that was of units read on demand.
-    pub demand_bytes: u64,
-    /// Stripes of such units that were leased and did not have to be read for it.
-    pub demand_hits: u64,
-    /// Those that did.
-    pub demand_misses: u64,
-    /// The part of `bytes_read` that was read for that, requests that came to nothing included.
-    pub demand_read: u64,
-}
-
 /// A running stream. Dropping it ends its threads.
 pub struct Pipeline<M: Memory> {
     device: Arc<M>,
     shared: Arc<Shared>,
     readers: Vec<JoinHandle<()>>,
-    /// Pinned stripes that have arrived, by stripe.
-    kept: Vec<Option<Slot<Ready>>>,
+    /// Where stripes come from.
+    intake: Intake,
+    /// Where leases find them.
+    feed: Box<dyn Feed<M>>,
     /// Pinned tensors that no pass streams (an untied embedding), whole.
-    resident: HashMap<TensorId, Slot<Ready>>,
-    /// The ring's slot that is being leased, and its stripe.
-    lease: Option<(usize, Slot<Ready>)>,
-    /// Slots whose leases ended but whose work may not have.
-    pending: VecDeque<(M::Fence, Slot<Ready>)>,
-    slots: usize,
+    gathered: HashMap<TensorId, Slot<Ready>>,
     /// What is read on demand.
     demand: Lane<M::Fence>,
-    uploads: Uploads<M>,
-    /// Number of the next stripe to take.
-    number: u64,
+    /// Where that is copied to, on a device with memory of its own.
+    turns: Option<Turns<M>>,
+    staging: Staging<M>,
     pass: u64,
     /// Index into the catalog's pass.
     entry: usize,
-    failure: Option<Error>,
     stop: Arc<AtomicBool>,
     stats: Stats,
 }
@@ -149,54 +80,62 @@ impl<M: Memory> Pipeline<M> {
         options: &Options,
     ) -> Result<Self> {
         check_catalog(&catalog, source.as_ref())?;
+        let copies = device.copies();
+        let tiers = Tiers::of(options, copies);
+        tiers.check(&catalog, device.host_view(&[]).is_some())?;
         let slot_bytes = options.slot_bytes / ALIGNMENT * ALIGNMENT;
-        let cut = Cut::new(&catalog, &options.pinned, slot_bytes)?;
+        let cut = Cut::new(&catalog, tiers, slot_bytes)?;
         let expert_bytes = options.experts.slot_bytes / ALIGNMENT * ALIGNMENT;
-        let on_demand = Cut::on_demand(&catalog, &options.pinned, expert_bytes)?;
+        let on_demand = Cut::on_demand(&catalog, tiers, expert_bytes)?;
         if options.experts.slots == 0 && !on_demand.streamed.is_empty() {
             let stripes = on_demand.streamed.len();
             return Err(Error::Catalog(format!("0 slots cannot hold {stripes} stripes read on demand")));
         }
-        if options.readers == 0 || (options.slots == 0 && !cut.streamed.is_empty()) {
+        // What lives on the device comes through the ring as well, once.
+        let through_ring = cut.stripes.iter().filter(|stripe| !stripe.tier.pinned).count();
+        if options.readers == 0 || (options.slots == 0 && through_ring > 0) {
+            let (readers, slots) = (options.readers, options.slots);
             return Err(Error::Catalog(format!(
-                "{} readers and {} slots cannot stream {} stripes",
-                options.readers,
-                options.slots,
-                cut.streamed.len()
+                "{readers} readers and {slots} slots cannot stream {through_ring} stripes"
             )));
         }
-        let slots = if cut.streamed.is_empty() { 0 } else { options.slots };
-        let own = own_slots(&cut)?.into_iter().map(Some).collect();
+        let slots = if through_ring == 0 { 0 } else { options.slots };
+        let own = own_slots(&*device, &cut)?.into_iter().map(Some).collect();
         let expert_slots = vec![expert_bytes; options.experts.slots.min(on_demand.streamed.len())];
-        let (kept, cache) = (own_slots(&on_demand)?, arena::carve(&expert_slots)?);
+        let (kept, cache) = (own_slots(&*device, &on_demand)?, arena::carve_for(&*device, &expert_slots)?);
         let demand = Lane::new(&catalog, &on_demand, kept, cache, options.readers);
         let shared = Arc::new(Shared {
             source: SourceBox(source),
-            ring: Ring::new(arena::carve(&vec![slot_bytes; slots])?),
+            ring: Ring::new(arena::carve_for(&*device, &vec![slot_bytes; slots])?),
             own: Mutex::new(own),
             checks: Checks::new(&catalog, &cut),
             demand_checks: Checks::new(&catalog, &on_demand),
             on_demand,
             counters: Counters::default(),
             timeline: options.timeline.clone(),
+            rounds: Rounds::new(&cut, cut.streamed.clone()),
             catalog,
             cut,
         });
+        let lane = options.readers + 1;
+        let feed: Box<dyn Feed<M>> = if copies {
+            Box::new(DeviceFeed::new(device.clone(), shared.clone(), options.device.slots, lane)?)
+        } else {
+            Box::new(HostFeed::new(device.clone(), shared.clone(), slots))
+        };
+        let turns = if copies { Turns::new(&device, &shared, lane)? } else { None };
         let mut pipeline = Self {
+            intake: Intake::new(shared.clone()),
+            feed,
+            turns,
             device,
-            kept: shared.cut.stripes.iter().map(|_| None).collect(),
             shared,
             readers: Vec::new(),
-            resident: HashMap::new(),
-            lease: None,
-            pending: VecDeque::new(),
-            slots,
+            gathered: HashMap::new(),
             demand,
-            uploads: Uploads::new(),
-            number: 0,
+            staging: Staging::new(),
             pass: 0,
             entry: 0,
-            failure: None,
             stop: Arc::default(),
             stats: Stats::default(),
         };
@@ -238,18 +177,16 @@ impl<M: Memory> Pipeline<M> {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Stopped.into());
             }
-            self.acquire(stripe)?;
-            let slot = match (&self.kept[stripe], &self.lease) {
-                (Some(slot), _) | (None, Some((_, slot))) => slot,
-                (None, None) => return Err(Error::Stopped.into()),
-            };
-            let lend = Lend { device: &*self.device, timeline: &shared.timeline, pass: self.pass };
-            let ns = lend.rows(&mut self.uploads, slot.bytes(), part, row_bytes, &mut f)?;
-            self.stats.compute_ns += ns;
-            self.stats.bytes_leased += (part.count * row_bytes) as u64;
+            self.reach(stripe)?;
+            let start = shared.timeline.now();
+            let place = Place { stripe, index, part };
+            let data = self.feed.view(place, part.count * row_bytes, &self.intake).map_err(E::from)?;
+            f(Rows { data, first: part.first, count: part.count })?;
+            self.computed(part, start, row_bytes);
             done += part.count;
             if index + 1 == parts.len() {
-                self.finish_lease()?;
+                self.finish()?;
+                self.run_ahead()?;
             }
             stripe += 1;
         }
@@ -272,23 +209,18 @@ impl<M: Memory> Pipeline<M> {
     /// lease is the first tensor again. What the ring holds for the rest of the pass is dropped, and so are
     /// requests; during the very first pass the rest is read, because pinned units arrive then.
     pub fn restart(&mut self) -> Result<()> {
-        if let Some((_, slot)) = self.lease.take() {
-            self.retire(slot)?;
-        }
+        self.finish()?;
         self.drop_requests()?;
-        if self.entry == 0 && self.number == self.shared.begin(self.pass) {
+        if self.entry == 0 && self.feed.untouched(self.pass, &self.intake) {
             return Ok(());
         }
         if self.pass == 0 {
-            for stripe in 0..self.shared.cut.stripes.len() {
-                if self.shared.begin(0) + stripe as u64 >= self.number {
-                    self.acquire(stripe)?;
-                    self.finish_lease()?;
-                }
+            while let Some(stripe) = self.feed.next_of(0, &self.intake) {
+                self.reach(stripe)?;
+                self.finish()?;
             }
-        } else if !self.shared.cut.streamed.is_empty() {
-            self.number = self.shared.begin(self.pass + 1);
-            self.shared.ring.seek(self.number);
+        } else {
+            self.feed.drop_pass(self.pass, &mut self.intake).map_err(|error| self.intake.fail(error))?;
         }
         self.pass += 1;
         self.entry = 0;
@@ -313,14 +245,19 @@ impl<M: Memory> Pipeline<M> {
     /// What has been moved so far.
     pub fn stats(&self) -> Stats {
         let counters = &self.shared.counters;
+        let (feed, turns) = (self.feed.moved(), self.turns.as_ref().map(Turns::moved).unwrap_or_default());
         Stats {
             bytes_read: counters.bytes.load(Ordering::Relaxed),
             reads: counters.reads.load(Ordering::Relaxed),
             retries: counters.retries.load(Ordering::Relaxed),
             read_ns: counters.busy.load(Ordering::Relaxed),
+            wait_ns: self.intake.wait_ns,
             demand_hits: self.demand.hits,
             demand_misses: self.demand.misses,
             demand_read: counters.demand.load(Ordering::Relaxed),
+            bytes_uploaded: feed.bytes + turns.bytes,
+            uploads: feed.copies + turns.copies,
+            device_wait_ns: feed.wait_ns + turns.wait_ns,
             ..self.stats
         }
     }
@@ -331,13 +268,8 @@ impl<M: Memory> Pipeline<M> {
         cut.streamed.iter().map(|&stripe| cut.stripes[stripe].len as u64).sum()
     }
 
-    /// After a failure of the source everything is refused with it.
-    fn sound(&self) -> Result<()> {
-        self.failure.clone().map_or(Ok(()), Err)
-    }
-
     fn expect(&mut self, id: TensorId) -> Result<()> {
-        self.sound()?;
+        self.intake.sound()?;
         match self.shared.catalog.pass.get(self.entry) {
             Some(&next) if next == id => Ok(()),
             next => Err(Error::OutOfOrder {
@@ -356,83 +288,37 @@ impl<M: Memory> Pipeline<M> {
         }
     }
 
-    /// Makes sure that the stripe's bytes are at hand, in `kept` or in `lease`.
-    fn acquire(&mut self, stripe: usize) -> Result<()> {
-        if self.kept[stripe].is_some() || self.lease.as_ref().is_some_and(|(held, _)| *held == stripe) {
-            return Ok(());
-        }
-        let start = self.shared.timeline.now();
-        let waited = !self.shared.ring.is_ready(self.number);
-        let slot = match self.shared.ring.take(self.number) {
-            Ok(slot) => slot,
-            Err(error) => {
-                self.failure = Some(error.clone());
-                return Err(error);
-            }
-        };
-        if waited {
-            let end = self.shared.timeline.now();
-            self.stats.wait_ns += end - start;
-            self.record_wait(self.shared.cut.stripes[stripe].parts[0].id.unit, start, end);
-        }
-        self.number += 1;
-        if self.shared.cut.stripes[stripe].pinned {
-            self.kept[stripe] = Some(slot);
-        } else {
-            self.lease = Some((stripe, slot));
-        }
-        Ok(())
+    /// Makes sure that a stripe is at hand. After an error nothing comes any more.
+    fn reach(&mut self, stripe: usize) -> Result<()> {
+        self.feed.reach(stripe, &mut self.intake).map_err(|error| self.intake.fail(error))
     }
 
-    fn record_wait(&self, unit: usize, start: u64, end: u64) {
-        let pass = self.pass;
-        self.shared.timeline.record(Event {
-            lane: 0,
-            activity: Activity::Wait,
-            pass,
-            unit,
-            start,
-            end,
-            bytes: 0,
-        });
+    /// Ends the lease of a stripe, if there is one.
+    fn finish(&mut self) -> Result<()> {
+        self.feed.finish().map_err(|error| self.intake.fail(error))
     }
 
-    /// Ends the lease of a streamed stripe; a pinned one stays.
-    fn finish_lease(&mut self) -> Result<()> {
-        match self.lease.take() {
-            Some((_, slot)) => self.retire(slot),
-            None => Ok(()),
-        }
+    /// Lets what can be done without waiting be done for later stripes.
+    fn run_ahead(&mut self) -> Result<()> {
+        self.feed.run_ahead(&mut self.intake).map_err(|error| self.intake.fail(error))
     }
 
-    /// Returns slots to the ring as soon as the device is done with them.
-    fn retire(&mut self, slot: Slot<Ready>) -> Result<()> {
-        self.pending.push_back((self.device.fence()?, slot));
-        while let Some((fence, _)) = self.pending.front() {
-            // One slot at least must be on its way, or the readers would starve the consumer.
-            if self.pending.len() >= self.slots {
-                self.device.wait(fence)?;
-            } else if !self.device.is_done(fence)? {
-                break;
-            }
-            if let Some((_, slot)) = self.pending.pop_front() {
-                self.shared.ring.release(slot);
-            }
-        }
-        Ok(())
+    /// Counts a lease that began at `start` and is over.
+    fn computed(&mut self, part: Part, start: u64, row_bytes: usize) {
+        let (end, bytes) = (self.shared.timeline.now(), (part.count * row_bytes) as u64);
+        self.stats.compute_ns += end - start;
+        self.stats.bytes_leased += bytes;
+        let (activity, pass, unit) = (Activity::Compute, self.pass, part.id.unit);
+        self.shared.timeline.record(Event { lane: 0, activity, pass, unit, start, end, bytes });
     }
 }
 
 impl<M: Memory> Drop for Pipeline<M> {
     fn drop(&mut self) {
         self.shared.ring.close();
-        // Work that still reads a slot must end before its memory goes.
-        for (fence, _) in self.pending.drain(..) {
+        // Work that still reads a slot must end before its memory goes. Copies look after themselves.
+        if let Ok(fence) = self.device.fence() {
             let _ = self.device.wait(&fence);
-        }
-        while let Some(fence) = self.demand.oldest_fence() {
-            let _ = self.device.wait(fence);
-            self.demand.settle();
         }
         for reader in self.readers.drain(..) {
             let _ = reader.join();
@@ -442,43 +328,7 @@ impl<M: Memory> Drop for Pipeline<M> {
 }
 
 /// A slot for each pinned stripe, an empty one for the others.
-fn own_slots(cut: &Cut) -> Result<Vec<Slot<Free>>> {
-    let sizes: Vec<_> = cut.stripes.iter().map(|s| if s.pinned { s.len } else { 0 }).collect();
-    arena::carve(&sizes)
-}
-
-/// Lends rows that lie in a slot.
-struct Lend<'a, M> {
-    device: &'a M,
-    timeline: &'a Timeline,
-    pass: u64,
-}
-
-impl<M: Memory> Lend<'_, M> {
-    /// Lends a part of `slot` to `f`, copied to the device where that is needed; returns the nanoseconds it
-    /// took.
-    fn rows<E, F>(
-        &self,
-        uploads: &mut Uploads<M>,
-        slot: &[u8],
-        part: Part,
-        row_bytes: usize,
-        f: &mut F,
-    ) -> Result<u64, E>
-    where
-        E: From<Error>,
-        F: FnMut(Rows<M::View<'_>>) -> Result<(), E>,
-    {
-        let start = self.timeline.now();
-        let bytes = &slot[part.at..part.at + part.count * row_bytes];
-        match self.device.host_view(bytes) {
-            Some(data) => f(Rows { data, first: part.first, count: part.count })?,
-            None => uploads
-                .lend(self.device, bytes, |data| f(Rows { data, first: part.first, count: part.count }))?,
-        }
-        let end = self.timeline.now();
-        let (activity, unit, bytes) = (Activity::Compute, part.id.unit, bytes.len() as u64);
-        self.timeline.record(Event { lane: 0, activity, pass: self.pass, unit, start, end, bytes });
-        Ok(end - start)
-    }
+fn own_slots<M: Memory>(device: &M, cut: &Cut) -> Result<Vec<Slot<Free>>> {
+    let sizes: Vec<_> = cut.stripes.iter().map(|s| if s.tier.pinned { s.len } else { 0 }).collect();
+    arena::carve_for(device, &sizes)
 }

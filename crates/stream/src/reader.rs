@@ -2,7 +2,7 @@
 
 use crate::arena::{Free, Slot};
 use crate::check::Checks;
-use crate::cut::Cut;
+use crate::cut::{Cut, Rounds};
 use crate::ring::{Place, Ring, Work};
 use crate::sync::{Mutex, lock};
 use crate::timeline::{Activity, Event, Timeline};
@@ -20,6 +20,8 @@ pub struct Shared {
     pub source: SourceBox,
     pub catalog: Catalog,
     pub cut: Cut,
+    /// The numbers of the ring's stripes: all in the first pass, then those that are streamed.
+    pub rounds: Rounds,
     pub ring: Ring,
     /// Slots of pinned stripes that were not read yet, by stripe.
     pub own: Mutex<Vec<Option<Slot<Free>>>>,
@@ -52,26 +54,6 @@ pub struct Counters {
 }
 
 impl Shared {
-    /// Pass and stripe of a number: the first pass has all stripes, later ones the streamed ones.
-    pub fn locate(&self, number: u64) -> Option<(u64, usize)> {
-        let all = self.cut.stripes.len() as u64;
-        if number < all {
-            return Some((0, number as usize));
-        }
-        let streamed = self.cut.streamed.len() as u64;
-        let beyond = number - all;
-        let pass = beyond.checked_div(streamed)?;
-        Some((1 + pass, self.cut.streamed[(beyond % streamed) as usize]))
-    }
-
-    /// The number of the first stripe of a pass.
-    pub fn begin(&self, pass: u64) -> u64 {
-        match pass.checked_sub(1) {
-            None => 0,
-            Some(later) => self.cut.stripes.len() as u64 + later * self.cut.streamed.len() as u64,
-        }
-    }
-
     /// Reads `buf.len()` bytes, trying again where that can help; zeros past the end of the file.
     pub fn read(&self, file: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
         // A source allows reads past its end only up to its own alignment.
@@ -100,9 +82,9 @@ impl Shared {
     }
 
     fn place(&self, number: u64) -> Place {
-        match self.locate(number) {
+        match self.rounds.locate(number) {
             None => Place::Nowhere,
-            Some((_, stripe)) if self.cut.stripes[stripe].pinned => {
+            Some((_, stripe)) if self.cut.stripes[stripe].tier.pinned => {
                 lock(&self.own)[stripe].take().map_or(Place::Nowhere, Place::Own)
             }
             Some(_) => Place::Ring,
@@ -113,7 +95,7 @@ impl Shared {
     pub fn run(&self, lane: usize) {
         while let Some(mut claim) = self.ring.claim(|number| self.place(number)) {
             let (cut, checks, pass, index) = match claim.work {
-                Work::Next(number) => match self.locate(number) {
+                Work::Next(number) => match self.rounds.locate(number) {
                     Some((pass, index)) => (&self.cut, &self.checks, pass, index),
                     None => return,
                 },

@@ -1,4 +1,4 @@
-//! Who was busy when: one lane a reader, one for the consumer.
+//! Who was busy when: one lane a reader, one for the consumer, one for copies to a device.
 
 use crate::sync::{Mutex, lock};
 use serde::Serialize;
@@ -16,12 +16,15 @@ pub enum Activity {
     Compute,
     /// The consumer waits for a stripe.
     Wait,
+    /// A stripe is on its way to the device: from when the copy was asked for to when the consumer found it
+    /// done. Work that the copy waits for counts, and so do copies before it.
+    Copy,
 }
 
 /// One stretch of work of one lane.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Event {
-    /// 0 is the consumer, `1 + i` reader `i`.
+    /// 0 is the consumer, `1 + i` reader `i`, and the one after the last reader the copies to a device.
     pub lane: usize,
     /// What it did.
     pub activity: Activity,
@@ -98,7 +101,7 @@ impl Timeline {
         let lanes = events.iter().map(|event| event.lane).max().unwrap_or(0) + 1;
         let mut picture = String::new();
         for lane in 0..lanes {
-            let name = if lane == 0 { "compute".into() } else { format!("read {lane}") };
+            let name = name(lane, &events);
             let spans = union(
                 events
                     .iter()
@@ -131,7 +134,8 @@ impl Timeline {
     pub fn chrome_trace(&self, unit_names: &[String]) -> String {
         let mut events: Vec<serde_json::Value> = Vec::new();
         let mut lanes = Vec::new();
-        for event in self.events() {
+        let all = self.events();
+        for event in &all {
             if !lanes.contains(&event.lane) {
                 lanes.push(event.lane);
             }
@@ -148,13 +152,20 @@ impl Timeline {
             }));
         }
         for lane in lanes {
-            let name = if lane == 0 { "compute".into() } else { format!("read {lane}") };
+            let name = name(lane, &all);
             events.push(serde_json::json!({
                 "name": "thread_name", "ph": "M", "pid": 1, "tid": lane, "args": { "name": name },
             }));
         }
         serde_json::json!({ "traceEvents": events, "displayTimeUnit": "ms" }).to_string()
     }
+}
+
+fn name(lane: usize, events: &[Event]) -> String {
+    if events.iter().any(|event| event.lane == lane && event.activity == Activity::Copy) {
+        return "copy".to_owned();
+    }
+    if lane == 0 { "compute".to_owned() } else { format!("read {lane}") }
 }
 
 type Span = (u64, u64);
@@ -223,6 +234,14 @@ mod tests {
         assert_eq!(value["traceEvents"][0]["name"], "layer.0");
         assert_eq!(value["traceEvents"][0]["dur"], 2.0);
         assert_eq!(value["traceEvents"][1]["args"]["name"], "read 1");
+    }
+
+    #[test]
+    fn copies_have_a_line_of_their_own() {
+        let timeline = timeline(&[event(0, Activity::Compute, 0, 500), event(2, Activity::Copy, 500, 1000)]);
+        let picture = timeline.gantt(10);
+        assert!(picture.contains("copy |.....#####|  50 %"), "{picture}");
+        assert!(timeline.chrome_trace(&[]).contains("\"copy\""));
     }
 
     #[test]

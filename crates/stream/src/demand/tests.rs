@@ -47,7 +47,7 @@ enum Deed {
 impl Bench {
     fn new(sizes: &[usize], slots: usize) -> Self {
         let catalog = catalog(sizes);
-        let cut = Cut::on_demand(&catalog, &[], 8192).unwrap();
+        let cut = Cut::on_demand(&catalog, crate::tier::Tiers::pinned(&[]), 8192).unwrap();
         assert_eq!(cut.stripes.len(), sizes.iter().sum::<usize>());
         let own = carve(&vec![0; cut.stripes.len()]).unwrap();
         let lane = Lane::new(&catalog, &cut, own, carve(&vec![8192; slots]).unwrap(), 1);
@@ -88,7 +88,7 @@ impl Bench {
 
     fn lease(&mut self) {
         if let Some(Ok(Front::Here(stripe))) = self.lane.front() {
-            assert!(self.lane.bytes(stripe).unwrap().iter().all(|&byte| byte == stripe as u8 + 1));
+            assert!(self.lane.slot(stripe).unwrap().bytes().iter().all(|&byte| byte == stripe as u8 + 1));
             self.fence += 1;
             self.lane.pass(self.fence);
         }

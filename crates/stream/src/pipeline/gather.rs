@@ -1,6 +1,6 @@
 //! Single rows, by need: of an embedding that no pass streams, or of anything else.
 
-use super::Pipeline;
+use super::{Pipeline, Place};
 use crate::arena::{self, ALIGNMENT, Filling, Slot};
 use crate::check::load;
 use crate::cut::name;
@@ -16,6 +16,8 @@ impl<M: Memory> Pipeline<M> {
         E: From<Error>,
         F: FnOnce(M::View<'_>) -> Result<(), E>,
     {
+        // A pass begins with this: what has arrived meanwhile can be on its way during it.
+        self.run_ahead()?;
         let shared = self.shared.clone();
         let tensor = shared.catalog.get(id).ok_or_else(|| Error::Catalog(format!("{id:?} is not there")))?;
         let row_bytes = tensor.row_bytes();
@@ -38,6 +40,11 @@ impl<M: Memory> Pipeline<M> {
                 out.copy_from_slice(held);
                 continue;
             }
+            if let Some((place, skip)) = self.place(id, row as usize, row_bytes)
+                && self.feed.read(place, skip, out)?
+            {
+                continue;
+            }
             let from = tensor.offset + u64::from(row) * row_bytes as u64;
             let start = from / ALIGNMENT as u64 * ALIGNMENT as u64;
             let skip = (from - start) as usize;
@@ -57,26 +64,33 @@ impl<M: Memory> Pipeline<M> {
                 let fence = self.device.fence().map_err(Error::from)?;
                 Ok(self.device.wait(&fence).map_err(Error::from)?)
             }
-            None => self.uploads.lend(&self.device, &bytes, f),
+            None => self.staging.lend(&self.device, &bytes, f),
         }
     }
 
     /// Bytes of a row, if they lie in memory.
     fn held(&self, id: TensorId, row: usize, row_bytes: usize) -> Option<&[u8]> {
-        if let Some(slot) = self.resident.get(&id) {
+        if let Some(slot) = self.gathered.get(&id) {
             return slot.bytes().get(row * row_bytes..(row + 1) * row_bytes);
         }
         if self.shared.catalog.units.get(id.unit)?.on_demand {
             return self.held_on_demand(id, row, row_bytes);
         }
+        let (place, skip) = self.place(id, row, row_bytes)?;
+        let at = place.part.at + skip;
+        self.intake.kept(place.stripe)?.bytes().get(at..at + row_bytes)
+    }
+
+    /// Where a row lies among the stripes of the pass, and how far behind the first byte of its part.
+    fn place(&self, id: TensorId, row: usize, row_bytes: usize) -> Option<(Place, usize)> {
         let cut = &self.shared.cut;
         let entry = self.shared.catalog.pass.iter().position(|&other| other == id)?;
         let first = *cut.starts.get(entry)?;
-        for (stripe, kept) in cut.stripes.iter().zip(&self.kept).skip(first) {
-            let part = stripe.parts.iter().find(|part| part.id == id)?;
+        for (stripe, it) in cut.stripes.iter().enumerate().skip(first) {
+            let index = it.parts.iter().position(|part| part.id == id)?;
+            let part = it.parts[index];
             if row < part.first + part.count {
-                let at = part.at + (row - part.first) * row_bytes;
-                return kept.as_ref()?.bytes().get(at..at + row_bytes);
+                return Some((Place { stripe, index, part }, (row - part.first) * row_bytes));
             }
         }
         None
@@ -90,7 +104,7 @@ impl<M: Memory> Pipeline<M> {
             let part = cut.stripes[stripe].parts.iter().find(|part| part.id == id)?;
             if row < part.first + part.count {
                 let at = part.at + (row - part.first) * row_bytes;
-                return self.demand.bytes(stripe)?.get(at..at + row_bytes);
+                return self.demand.slot(stripe)?.bytes().get(at..at + row_bytes);
             }
         }
         None
@@ -107,7 +121,7 @@ impl<M: Memory> Pipeline<M> {
                     continue;
                 }
                 if let Some(slot) = load(&shared, id, tensor, pin)? {
-                    self.resident.insert(id, slot);
+                    self.gathered.insert(id, slot);
                 }
             }
         }

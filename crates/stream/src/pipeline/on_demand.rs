@@ -1,8 +1,9 @@
 //! Units that a pass may or may not use: requested once it is known, leased in the order of the request.
 
-use super::{Lend, Pipeline, Rows};
+use super::{Pipeline, Rows};
 use crate::cut::name;
 use crate::demand::Front;
+use crate::feed::on_host;
 use crate::{Error, Result, Tensor, TensorId};
 use airllm_kernels::Memory;
 use std::sync::atomic::Ordering;
@@ -15,7 +16,7 @@ impl<M: Memory> Pipeline<M> {
     /// Returns without waiting. Refuses a unit that is not there, not on demand, or requested and not done;
     /// nothing of such a request is taken.
     pub fn request(&mut self, units: &[usize]) -> Result<()> {
-        self.sound()?;
+        self.intake.sound()?;
         self.demand.request(&self.shared.catalog, units, self.entry, self.pass)?;
         self.order()
     }
@@ -28,7 +29,7 @@ impl<M: Memory> Pipeline<M> {
         E: From<Error>,
         F: FnMut(Rows<M::View<'_>>) -> Result<(), E>,
     {
-        self.sound()?;
+        self.intake.sound()?;
         self.demand.expect(&self.shared.catalog, id)?;
         let shared = self.shared.clone();
         let rows = shared.catalog.get(id).map_or(0, |tensor| tensor.rows);
@@ -38,20 +39,27 @@ impl<M: Memory> Pipeline<M> {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Error::Stopped.into());
             }
-            let stripe = self.reach(id)?;
+            let stripe = self.await_front(id)?;
             let parts = &shared.on_demand.stripes[stripe].parts;
             let index = parts.iter().position(|part| part.id == id && part.first == done);
-            let (Some(index), Some(slot)) = (index, self.demand.bytes(stripe)) else {
+            let (Some(index), Some(slot)) = (index, self.demand.slot(stripe)) else {
                 return Err(Error::Catalog(format!("{} was cut badly", name(&shared.catalog, id))).into());
             };
-            let part = parts[index];
-            let lend = Lend { device: &*self.device, timeline: &shared.timeline, pass: self.pass };
-            self.stats.compute_ns += lend.rows(&mut self.uploads, slot, part, row_bytes, &mut f)?;
-            self.stats.bytes_leased += (part.count * row_bytes) as u64;
-            self.stats.demand_bytes += (part.count * row_bytes) as u64;
+            let (part, start) = (parts[index], shared.timeline.now());
+            let bytes = part.count * row_bytes;
+            let data = match &mut self.turns {
+                Some(turns) if !shared.on_demand.stripes[stripe].tier.on_host => {
+                    turns.carry(stripe, slot, self.pass, id.unit).map_err(|error| self.intake.fail(error))?;
+                    turns.view(stripe, index, bytes)
+                }
+                _ => on_host(&*self.device, &slot.bytes()[part.at..part.at + bytes]),
+            };
+            f(Rows { data: data.map_err(E::from)?, first: part.first, count: part.count })?;
+            self.computed(part, start, row_bytes);
+            self.stats.demand_bytes += bytes as u64;
             done += part.count;
             if index + 1 == parts.len() {
-                let fence = self.device.fence().map_err(Error::from)?;
+                let fence = self.end_lease()?;
                 self.demand.pass(fence);
                 self.order()?;
             }
@@ -63,16 +71,34 @@ impl<M: Memory> Pipeline<M> {
     /// Ends the use of the unit that was requested first, whether all of it was leased or not. What of it is
     /// in memory stays there until its slots are needed for something that is worth more.
     pub fn done(&mut self, unit: usize) -> Result<()> {
-        self.sound()?;
-        let fence = self.device.fence()?;
+        self.intake.sound()?;
+        let fence = self.end_lease()?;
         self.demand.done(&self.shared.catalog, &self.shared.ring, unit, fence)?;
         self.order()
     }
 
     /// Forgets all requests.
     pub(super) fn drop_requests(&mut self) -> Result<()> {
-        let fence = self.device.fence()?;
+        let fence = self.end_lease()?;
         self.demand.clear(&self.shared.ring, fence);
+        Ok(())
+    }
+
+    /// Ends the lease of the stripe at the front, whether all of it was leased or not; the answer is done when the
+    /// work with it is.
+    fn end_lease(&mut self) -> Result<M::Fence> {
+        if let Some(turns) = &mut self.turns {
+            turns.finish().map_err(|error| self.intake.fail(error))?;
+        }
+        Ok(self.device.fence()?)
+    }
+
+    /// The oldest work with a stripe is done: its slot may go.
+    fn settle(&mut self) -> Result<()> {
+        if let (Some(turns), Some(stripe)) = (&mut self.turns, self.demand.oldest_stripe()) {
+            turns.let_go(stripe)?;
+        }
+        self.demand.settle();
         Ok(())
     }
 
@@ -82,14 +108,14 @@ impl<M: Memory> Pipeline<M> {
             if !self.device.is_done(fence)? {
                 break;
             }
-            self.demand.settle();
+            self.settle()?;
         }
         self.demand.order(&self.shared.ring, self.pass);
         Ok(())
     }
 
     /// Waits for the stripe that is to be leased next.
-    fn reach(&mut self, id: TensorId) -> Result<usize> {
+    fn await_front(&mut self, id: TensorId) -> Result<usize> {
         let start = self.shared.timeline.now();
         let mut waited = false;
         loop {
@@ -97,9 +123,7 @@ impl<M: Memory> Pipeline<M> {
             match self.demand.front() {
                 Some(Ok(Front::Here(stripe))) => {
                     if waited {
-                        let end = self.shared.timeline.now();
-                        self.stats.wait_ns += end - start;
-                        self.record_wait(id.unit, start, end);
+                        self.intake.waited(self.pass, id.unit, start);
                     }
                     return Ok(stripe);
                 }
@@ -111,11 +135,10 @@ impl<M: Memory> Pipeline<M> {
                     if let Some(fence) = self.demand.oldest_fence() {
                         self.device.wait(fence)?;
                     }
-                    self.demand.settle();
+                    self.settle()?;
                 }
                 Some(Err(error)) => {
-                    self.failure = Some(error.clone());
-                    return Err(error);
+                    return Err(self.intake.fail(error));
                 }
                 None => {
                     return Err(Error::Catalog(format!("{} was cut badly", name(&self.shared.catalog, id))));

@@ -1,16 +1,22 @@
 //! The plan's promises, over random models and budgets.
 
 use super::*;
+use crate::arena::ALIGNMENT;
+use crate::cut::smallest_slot;
 use proptest::prelude::*;
 
-const HARDWARE: Hardware = Hardware { disk: 1e9, memory: 2e10 };
+mod gpu;
+
+const HARDWARE: Hardware = Hardware { disk: 1e9, memory: 2e10, gpu: None };
+const WITH_GPU: Hardware = Hardware { gpu: Some(Gpu { upload: 1e10, memory: 5e11 }), ..HARDWARE };
 
 fn need(units: &[u64], table: u64, fixed: u64, longest_row: usize) -> Need {
-    let unit = |name: String, bytes, per_pass| UnitNeed { name, bytes, per_pass, on_demand: None };
+    let unit =
+        |name: String, bytes, per_pass| UnitNeed { name, bytes, per_pass, on_demand: None, beside: false };
     let mut all = vec![unit("embed".into(), table, 0)];
     let layers = units.iter().enumerate();
     all.extend(layers.map(|(index, &bytes)| unit(format!("layer.{index}"), bytes, bytes)));
-    Need { units: all, fixed, longest_row, longest_demand_row: 0 }
+    Need { units: all, fixed, device_fixed: 0, longest_row, longest_demand_row: 0 }
 }
 
 /// Adds `count` experts of `bytes` for each of `layers`, of which a token uses `used`.
@@ -22,6 +28,7 @@ fn with_experts(mut need: Need, layers: usize, (used, count): (u32, u32), bytes:
             bytes,
             per_pass: share.bytes(bytes),
             on_demand: Some(OnDemand { share, runs: 1 + index % 2, longest_run: bytes - bytes / 3 }),
+            beside: false,
         });
         need.longest_demand_row = row;
     }
@@ -53,7 +60,7 @@ proptest! {
         let mut last = f64::INFINITY;
         let mut worked = false;
         for ram in budgets {
-            let request = Request { ram: Some(ram), readers: 2, slots, slot_bytes };
+            let request = Request { ram: Some(ram), slots, slot_bytes, ..Request::default() };
             match plan(&need, &HARDWARE, &request) {
                 Ok(plan) => {
                     worked = true;

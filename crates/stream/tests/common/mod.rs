@@ -2,9 +2,14 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod lazy;
+
 use airllm_format::{Error as FormatError, LayerSource, NumFormat};
 use airllm_kernels::{Memory, Result as DeviceResult};
-use airllm_stream::{Catalog, Error, ExpertCache, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
+use airllm_stream::{
+    Catalog, Error, ExpertCache, OnDevice, Options, Pipeline, Tensor, TensorId, Timeline, Unit,
+};
+use std::cell::UnsafeCell;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,30 +32,54 @@ impl Host {
     }
 }
 
+/// Memory of a [`Host`]. Uploads write to it while it is shared.
+pub struct HostBuf(UnsafeCell<Vec<u8>>);
+
+// SAFETY: whoever uploads promises that nobody else reads or writes those bytes; other writes need `&mut`.
+unsafe impl Sync for HostBuf {}
+
+impl HostBuf {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: as above.
+        unsafe { &*self.0.get() }
+    }
+}
+
 impl Memory for Host {
-    type Buf = Vec<u8>;
+    type Buf = HostBuf;
     type Fence = u64;
     type View<'a> = &'a [u8];
 
-    fn alloc(&self, bytes: usize) -> DeviceResult<Vec<u8>> {
-        Ok(vec![0; bytes])
+    fn alloc(&self, bytes: usize) -> DeviceResult<HostBuf> {
+        Ok(HostBuf(UnsafeCell::new(vec![0; bytes])))
     }
-    fn len(&self, buf: &Vec<u8>) -> usize {
-        buf.len()
+    fn len(&self, buf: &HostBuf) -> usize {
+        buf.bytes().len()
     }
-    fn write(&self, dst: &mut Vec<u8>, offset: usize, bytes: &[u8]) -> DeviceResult<()> {
-        dst[offset..offset + bytes.len()].copy_from_slice(bytes);
+    fn write(&self, dst: &mut HostBuf, offset: usize, bytes: &[u8]) -> DeviceResult<()> {
+        dst.0.get_mut()[offset..offset + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
-    fn read(&self, src: &Vec<u8>, offset: usize, out: &mut [u8]) -> DeviceResult<()> {
-        out.copy_from_slice(&src[offset..offset + out.len()]);
+    fn read(&self, src: &HostBuf, offset: usize, out: &mut [u8]) -> DeviceResult<()> {
+        out.copy_from_slice(&src.bytes()[offset..offset + out.len()]);
         Ok(())
     }
-    fn view<'a>(&'a self, buf: &'a Vec<u8>, range: Range<usize>) -> DeviceResult<&'a [u8]> {
-        Ok(&buf[range])
+    fn view<'a>(&'a self, buf: &'a HostBuf, range: Range<usize>) -> DeviceResult<&'a [u8]> {
+        Ok(&buf.bytes()[range])
     }
     fn host_view<'a>(&'a self, bytes: &'a [u8]) -> Option<&'a [u8]> {
         (!self.discrete).then_some(bytes)
+    }
+    fn copies(&self) -> bool {
+        self.discrete
+    }
+    unsafe fn upload(&self, dst: &HostBuf, at: usize, bytes: &[u8], _: Option<&u64>) -> DeviceResult<u64> {
+        // SAFETY: nobody else uses these bytes, as the caller promises.
+        unsafe { (&mut *dst.0.get())[at..at + bytes.len()].copy_from_slice(bytes) };
+        self.fence()
+    }
+    fn follow(&self, _: &u64) -> DeviceResult<()> {
+        Ok(())
     }
     fn fence(&self) -> DeviceResult<u64> {
         Ok(self.fences.fetch_add(1, Ordering::Relaxed) + 1)
@@ -164,8 +193,8 @@ pub fn source(files: Vec<Vec<u8>>, fail_every: u64, slow: bool) -> Arc<Source> {
 }
 
 pub fn options(pinned: Vec<bool>, slots: usize, slot_bytes: usize, readers: usize) -> Options {
-    let experts = ExpertCache::default();
-    Options { pinned, slots, slot_bytes, readers, experts, timeline: Arc::new(Timeline::new(true)) }
+    let (experts, device) = (ExpertCache::default(), OnDevice::default());
+    Options { pinned, slots, slot_bytes, readers, experts, device, timeline: Arc::new(Timeline::new(true)) }
 }
 
 /// Runs a pass and returns all bytes it leased, tensor by tensor.

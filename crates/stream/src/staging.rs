@@ -1,22 +1,23 @@
-//! Leases for devices that cannot compute from host memory: copy, then lend the copy.
+//! Single rows for devices that cannot compute from host memory: written to the device, then lent.
 
 use crate::{Error, Result};
 use airllm_kernels::Memory;
 
-/// Two device buffers in turn, so that a copy may run while the last one is still computed with.
-pub struct Uploads<M: Memory> {
-    buffers: [Option<Upload<M>>; 2],
+/// Two device buffers in turn, so that rows may be written while the last ones are still computed with. Each is as
+/// large as the most that was lent from it.
+pub struct Staging<M: Memory> {
+    buffers: [Option<Stage<M>>; 2],
     turn: usize,
 }
 
-struct Upload<M: Memory> {
+struct Stage<M: Memory> {
     buffer: M::Buf,
     bytes: usize,
     /// Passed when the work that reads the buffer is over.
     free: Option<M::Fence>,
 }
 
-impl<M: Memory> Uploads<M> {
+impl<M: Memory> Staging<M> {
     /// No buffers yet; they are made, and grown, by use.
     pub fn new() -> Self {
         Self { buffers: [None, None], turn: 0 }
@@ -30,21 +31,21 @@ impl<M: Memory> Uploads<M> {
     {
         self.turn = 1 - self.turn;
         let place = &mut self.buffers[self.turn];
-        if let Some(upload) = place
-            && let Some(fence) = upload.free.take()
+        if let Some(stage) = place
+            && let Some(fence) = stage.free.take()
         {
             device.wait(&fence).map_err(Error::from)?;
         }
-        let upload = match place {
-            Some(upload) if upload.bytes >= bytes.len() => upload,
+        let stage = match place {
+            Some(stage) if stage.bytes >= bytes.len() => stage,
             place => {
                 let buffer = device.alloc(bytes.len()).map_err(Error::from)?;
-                place.insert(Upload { buffer, bytes: bytes.len(), free: None })
+                place.insert(Stage { buffer, bytes: bytes.len(), free: None })
             }
         };
-        device.write(&mut upload.buffer, 0, bytes).map_err(Error::from)?;
-        f(device.view(&upload.buffer, 0..bytes.len()).map_err(Error::from)?)?;
-        upload.free = Some(device.fence().map_err(Error::from)?);
+        device.write(&mut stage.buffer, 0, bytes).map_err(Error::from)?;
+        f(device.view(&stage.buffer, 0..bytes.len()).map_err(Error::from)?)?;
+        stage.free = Some(device.fence().map_err(Error::from)?);
         Ok(())
     }
 }
