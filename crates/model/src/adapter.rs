@@ -4,7 +4,7 @@
 use crate::arch::Role;
 use crate::{Binding, Error, Result};
 use airllm_format::NumFormat;
-use airllm_kernels::{Columns, Matrix, Memory, Ops};
+use airllm_kernels::{Columns, Matrix, Memory, Ops, Tokens};
 use airllm_stream::TensorId;
 use std::collections::HashMap;
 
@@ -126,8 +126,8 @@ impl<D: Ops> Part<D> {
         let matrix = |data, rows, cols| Matrix { data, format: NumFormat::F32, rows, cols };
         let all = |stride| Columns { stride, first: 0 };
         let a = device.view(&self.a, 0..device.len(&self.a))?;
-        device.matmul(matrix(a, self.rank, self.cols), x, n, low, all(self.rank))?;
+        device.matmul(matrix(a, self.rank, self.cols), x, Tokens::few(n), low, all(self.rank))?;
         let b = device.view(&self.b, 0..device.len(&self.b))?;
-        Ok(device.matmul(matrix(b, self.rows, self.rank), low, n, y, all(self.rows))?)
+        Ok(device.matmul(matrix(b, self.rows, self.rank), low, Tokens::few(n), y, all(self.rows))?)
     }
 }

@@ -54,9 +54,28 @@ pub enum Error {
     /// The device refused.
     #[error(transparent)]
     Device(#[from] airllm_kernels::Error),
+    /// The device refused, or failed, while a layer was computed. A device that works behind the host may say of
+    /// an earlier layer's work only now that it failed.
+    #[error("layer {layer}: {source}")]
+    Layer {
+        /// The layer, from 0 on.
+        layer: usize,
+        /// What the device said.
+        source: airllm_kernels::Error,
+    },
     /// The stream of weights broke.
     #[error(transparent)]
     Stream(#[from] airllm_stream::Error),
+}
+
+impl Error {
+    /// The same error, knowing the layer.
+    pub(crate) fn in_layer(self, layer: usize) -> Self {
+        match self {
+            Self::Device(source) => Self::Layer { layer, source },
+            other => other,
+        }
+    }
 }
 
 /// A result of this crate.

@@ -1,6 +1,7 @@
 //! The one forward that runs every architecture.
 
 mod block;
+mod regime;
 mod walk;
 
 use crate::adapter::{Adapters, LowRank};
@@ -8,7 +9,7 @@ use crate::arch::Role;
 use crate::rope::Table;
 use crate::scratch::{self, Scratch};
 use crate::{Binding, Bound, Config, Error, Result, Sequence};
-use airllm_kernels::{Columns, Matrix, Ops};
+use airllm_kernels::{Columns, KvFormat, Matrix, Ops, Regime};
 use airllm_stream::Weights;
 use std::sync::Arc;
 
@@ -97,9 +98,9 @@ impl<D: Ops> Model<D> {
         self.max_tokens
     }
 
-    /// An empty sequence with room for `capacity` tokens.
-    pub fn sequence(&self, capacity: usize) -> Result<Sequence<D>> {
-        Sequence::new(&*self.device, &self.config, capacity)
+    /// An empty sequence with room for `capacity` tokens, whose keys and values are stored as `format`.
+    pub fn sequence(&self, format: KvFormat, capacity: usize) -> Result<Sequence<D>> {
+        Sequence::new(&*self.device, &self.config, format, capacity)
     }
 
     /// Runs the tokens of all spans through the model in one pass over the weights.
@@ -127,6 +128,7 @@ impl<D: Ops> Model<D> {
             host: &mut self.host,
             weights,
             tokens,
+            regimes: regime::of_spans(spans),
             observer,
             inputs: None,
         };
@@ -200,6 +202,8 @@ struct Pass<'a, 'o, D: Ops, W: Weights<D>> {
     host: &'a mut Vec<f32>,
     weights: &'a mut W,
     tokens: usize,
+    /// What each token is.
+    regimes: Vec<Regime>,
     observer: Option<&'a mut Observer<'o>>,
     /// Who looks at what matrices are multiplied with.
     inputs: Option<&'a mut Inputs<'o>>,
@@ -211,8 +215,8 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
         self.embed(spans, scratch)?;
         self.observe(0, &scratch.x)?;
         for layer in 0..self.config.layers {
-            self.attention(layer, spans, scratch)?;
-            self.feed_forward(layer, scratch)?;
+            self.attention(layer, spans, scratch).map_err(|error| error.in_layer(layer))?;
+            self.feed_forward(layer, scratch).map_err(|error| error.in_layer(layer))?;
             self.observe(layer + 1, &scratch.x)?;
         }
         self.head(spans, scratch)
@@ -259,6 +263,7 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
         // Which rows of the hidden state are wanted, and where the logits of each go.
         let mut results = Vec::with_capacity(spans.len());
         let (mut rows, mut places, mut first) = (Vec::new(), Vec::new(), 0);
+        let mut regimes = Vec::new();
         for (index, span) in spans.iter().enumerate() {
             let n = span.ids.len();
             let wanted = match span.logits {
@@ -267,6 +272,7 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
                 Want::All => n,
             };
             rows.extend((first + n - wanted..first + n).map(|row| row as u32));
+            regimes.extend_from_slice(&self.regimes[first + n - wanted..first + n]);
             places.extend((0..wanted).map(|row| (index, row * vocab)));
             results.push(vec![0.0; wanted * vocab]);
             first += n;
@@ -280,8 +286,44 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
         device.gather(&s.x, &rows, hidden, &mut s.h)?;
         self.final_norm(rows.len(), s)?;
 
-        // All rows must meet a stripe of the head while it is here. Their logits do not all fit the
-        // device, so they go to the host in chunks; the first chunk needs no copy of its inputs.
+        let all = places.len() * vocab;
+        if all <= s.logit_numbers {
+            // They fit the device: the host waits for it once.
+            let runs = regime::runs(regimes);
+            self.weights.rows(head.id, |stripe| -> Result<()> {
+                let out = Columns { stride: vocab, first: stripe.first };
+                for &run in &runs {
+                    device.matmul(head.matrix(stripe.data, stripe.count), &s.x, run, &mut s.logits, out)?;
+                }
+                Ok(())
+            })?;
+            self.host.resize(all, 0.0);
+            device.read(&s.logits, 0, bytemuck::cast_slice_mut(self.host))?;
+            for (row, &(span, at)) in self.host.chunks_exact(vocab).zip(&places) {
+                results[span][at..at + vocab].copy_from_slice(row);
+            }
+        } else {
+            self.logits_in_chunks(&head, &places, &regimes, &mut results, s)?;
+        }
+        self.adapt_logits(&head, &places, &mut results, s)?;
+        let cap = self.config.logit_cap;
+        if cap > 0.0 {
+            results.iter_mut().flatten().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
+        Ok(results)
+    }
+
+    /// Logits that do not fit the device go to the host in chunks, because all rows must meet a stripe of the
+    /// head while it is here. The first chunk needs no copy of its inputs.
+    fn logits_in_chunks(
+        &mut self,
+        head: &Bound,
+        places: &[(usize, usize)],
+        regimes: &[Regime],
+        results: &mut [Vec<f32>],
+        s: &mut Scratch<D>,
+    ) -> Result<()> {
+        let (device, hidden) = (self.device, self.config.hidden);
         let host = &mut *self.host;
         self.weights.rows(head.id, |stripe| -> Result<()> {
             let count = stripe.count;
@@ -296,7 +338,9 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
                     &s.h
                 };
                 let out = Columns { stride: count, first: 0 };
-                device.matmul(head.matrix(stripe.data, count), x, places.len(), &mut s.logits, out)?;
+                for run in regime::runs(regimes[lo..lo + places.len()].iter().copied()) {
+                    device.matmul(head.matrix(stripe.data, count), x, run, &mut s.logits, out)?;
+                }
                 host.resize(places.len() * count, 0.0);
                 device.read(&s.logits, 0, bytemuck::cast_slice_mut(host))?;
                 for (row, &(span, at)) in host.chunks_exact(count).zip(places) {
@@ -305,13 +349,7 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
                 }
             }
             Ok(())
-        })?;
-        self.adapt_logits(&head, &places, &mut results, s)?;
-        let cap = self.config.logit_cap;
-        if cap > 0.0 {
-            results.iter_mut().flatten().for_each(|logit| *logit = cap * (*logit / cap).tanh());
-        }
-        Ok(results)
+        })
     }
 
     /// The final norm, and the matrix behind it.

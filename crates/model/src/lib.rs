@@ -14,7 +14,7 @@
 //! What is absent: a forward per family, and padding. A new architecture adds data.
 //!
 //! ```
-//! use airllm_model::Config;
+//! use airllm_model::{Config, KvFormat};
 //!
 //! let json = serde_json::json!({
 //!     "architectures": ["LlamaForCausalLM"],
@@ -32,7 +32,8 @@
 //! assert_eq!(q.shape, [64, 64]);
 //!
 //! // A cache for 1000 tokens takes 3 layers x 2 x 64 numbers x 4 bytes for each.
-//! assert_eq!(airllm_model::kv_bytes(&config, 1000), 1_536_000);
+//! assert_eq!(airllm_model::kv_bytes(&config, KvFormat::F32, 1000), 1_536_000);
+//! assert_eq!(airllm_model::kv_bytes(&config, KvFormat::F16, 1000), 768_000);
 //! # Ok::<(), airllm_model::Error>(())
 //! ```
 #![forbid(unsafe_code)]
@@ -48,6 +49,8 @@ pub mod rope;
 mod route;
 mod scratch;
 mod sequence;
+
+pub use airllm_kernels::KvFormat;
 
 pub use adapter::{LowRank, adapter_bytes};
 pub use bind::{Binding, Bound, bind};

@@ -3,7 +3,7 @@
 
 mod common;
 
-use airllm_model::{Config, activation_bytes, kv_bytes, logits_bytes};
+use airllm_model::{Config, KvFormat, activation_bytes, kv_bytes, logits_bytes};
 use common::{data, json};
 use proptest::prelude::*;
 use serde_json::{Map, Value};
@@ -156,7 +156,9 @@ fn use_it(json: &Value) {
             // Every product that the planner and the forward take of it.
             for tokens in [0, 1, 4096, usize::MAX] {
                 activation_bytes(&config, tokens);
-                kv_bytes(&config, tokens);
+                for format in KvFormat::ALL {
+                    kv_bytes(&config, format, tokens);
+                }
                 logits_bytes(&config, tokens);
             }
             for len in [0, 1, config.max_positions, 1 << 30] {

@@ -4,11 +4,11 @@
 mod common;
 
 use airllm_format::{LayerSource, NumFormat, Result as Read};
-use airllm_kernels::{Event, Trace};
+use airllm_kernels::{Event, KvFormat, Trace};
 use airllm_model::arch::{ALL, Role};
 use airllm_model::{Config, Error, Model, Sequence, Span, TensorDecl, Want};
 use airllm_model::{activation_bytes, bind, kv_bytes};
-use airllm_stream::{Catalog, ExpertCache, Options, Pipeline, Tensor, Timeline};
+use airllm_stream::{Catalog, ExpertCache, OnDevice, Options, Pipeline, Tensor, Timeline};
 use common::odd_sizes;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -60,6 +60,7 @@ fn walk(json: &Value, discrete: bool) -> Walk {
         slot_bytes: 8192,
         experts: ExpertCache { slots: 2, slot_bytes: 8192 },
         readers: 1,
+        device: OnDevice::default(),
         timeline: Arc::new(Timeline::new(false)),
     };
     let binding = bind(&config, &catalog).unwrap();
@@ -110,7 +111,7 @@ fn every_declared_tensor_is_used_in_the_order_of_the_pass() {
             let flag = |bit: u32| case >> bit & 1 == 1;
             let mut walk = walk(&odd_sizes(arch, [flag(0), flag(1), flag(2)]), flag(3));
             let (config, n) = (walk.config.clone(), 7);
-            let mut seq = walk.model.sequence(n).unwrap();
+            let mut seq = walk.model.sequence(KvFormat::F32, n).unwrap();
             walk.device.take_log();
             let ids: Vec<u32> = (0..n as u32).collect();
             let span = Span { ids: &ids, seq: &mut seq, rope_len: n, logits: Want::All };
@@ -193,15 +194,17 @@ fn declared_memory_is_what_is_taken() {
             log.iter().filter(|event| event.verb == "alloc").map(|event| event.bytes as usize).sum::<usize>()
         };
         assert_eq!(taken(), activation_bytes(&walk.config, 20), "{}", arch.name);
-        Sequence::new(&*walk.device, &walk.config, 33).unwrap();
-        assert_eq!(taken(), kv_bytes(&walk.config, 33), "{}", arch.name);
+        for format in KvFormat::ALL {
+            Sequence::new(&*walk.device, &walk.config, format, 33).unwrap();
+            assert_eq!(taken(), kv_bytes(&walk.config, format, 33), "{} {format}", arch.name);
+        }
     }
 }
 
 #[test]
 fn refused_calls_say_why_and_leave_everything_as_it_was() {
     let mut walk = walk(&odd_sizes(ALL[0], [false, false, true]), false);
-    let mut seq = walk.model.sequence(10).unwrap();
+    let mut seq = walk.model.sequence(KvFormat::F32, 10).unwrap();
     let mut run = |ids: &[u32], seq: &mut Sequence<Trace>| {
         let span = Span { ids, seq, rope_len: 0, logits: Want::Last };
         walk.model.forward(&mut walk.weights, &mut [span], None)
@@ -220,7 +223,7 @@ fn refused_calls_say_why_and_leave_everything_as_it_was() {
     run(&[1; 4], &mut seq).unwrap();
     assert_eq!(seq.len(), 10);
 
-    let mut large = walk.model.sequence(100).unwrap();
+    let mut large = walk.model.sequence(KvFormat::F32, 100).unwrap();
     let span = Span { ids: &[0; 21], seq: &mut large, rope_len: 0, logits: Want::None };
     let refused = walk.model.forward(&mut walk.weights, &mut [span], None);
     assert_eq!(message(refused), "21 tokens were given for one pass, 20 are the most");
@@ -230,8 +233,8 @@ fn refused_calls_say_why_and_leave_everything_as_it_was() {
     let logits = walk.model.forward(&mut walk.weights, &mut [span], None).unwrap();
     assert_eq!(logits[0].len(), 20 * 190);
     assert!(walk.model.forward(&mut walk.weights, &mut [], None).unwrap().is_empty());
-    assert!(walk.model.sequence(0).is_err());
-    assert!(walk.model.sequence(usize::MAX / 2).is_err());
+    assert!(walk.model.sequence(KvFormat::F32, 0).is_err());
+    assert!(walk.model.sequence(KvFormat::F32, usize::MAX / 2).is_err());
 }
 
 #[test]
@@ -242,14 +245,14 @@ fn a_broken_pass_starts_anew() {
     let mut other = json.clone();
     other["num_key_value_heads"] = 1.into();
     let other = Config::parse(&other).unwrap();
-    let mut small = Sequence::new(&*walk.device, &other, 4).unwrap();
+    let mut small = Sequence::new(&*walk.device, &other, KvFormat::F32, 4).unwrap();
     for _ in 0..3 {
         let span = Span { ids: &[1, 2, 3, 4], seq: &mut small, rope_len: 0, logits: Want::Last };
         let error = walk.model.forward(&mut walk.weights, &mut [span], None).unwrap_err();
-        assert!(matches!(error, Error::Device(_)), "{error}");
+        assert!(matches!(error, Error::Layer { layer: 0, .. }), "{error}");
         assert_eq!(small.len(), 0);
     }
-    let mut seq = walk.model.sequence(4).unwrap();
+    let mut seq = walk.model.sequence(KvFormat::F32, 4).unwrap();
     let span = Span { ids: &[1, 2, 3, 4], seq: &mut seq, rope_len: 0, logits: Want::Last };
     walk.model.forward(&mut walk.weights, &mut [span], None).unwrap();
     assert_eq!(seq.len(), 4);

@@ -4,10 +4,10 @@
 mod common;
 
 use airllm_format::{MemorySource, NumFormat};
-use airllm_kernels::Cpu;
+use airllm_kernels::{Cpu, KvFormat};
 use airllm_model::arch::{ALL, Arch, Role};
 use airllm_model::{Bound, Config, Error, Model, Sequence, Span, Walk, Want, bind};
-use airllm_stream::{Catalog, ExpertCache, Held, Options, Pipeline, TensorId, Timeline};
+use airllm_stream::{Catalog, ExpertCache, Held, OnDevice, Options, Pipeline, TensorId, Timeline};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -72,14 +72,17 @@ impl Random {
             slot_bytes: 16384,
             experts: ExpertCache { slots: 5, slot_bytes: 16384 },
             readers: 1,
+            device: OnDevice::default(),
             timeline: Arc::new(Timeline::new(false)),
         };
         let binding = bind(&self.config, &self.catalog).unwrap();
         let (device, catalog) = (self.device.clone(), self.catalog.clone());
         let mut weights = Pipeline::start(device.clone(), source, catalog, &options).unwrap();
         let mut model = Model::new(device.clone(), self.config.clone(), binding, 40).unwrap();
-        let mut seqs: Vec<_> =
-            windows.iter().map(|_| Sequence::new(&*device, &self.config, 20).unwrap()).collect();
+        let mut seqs: Vec<_> = windows
+            .iter()
+            .map(|_| Sequence::new(&*device, &self.config, KvFormat::F32, 20).unwrap())
+            .collect();
         let spans = windows.iter().zip(&mut seqs);
         let mut spans: Vec<_> =
             spans.map(|(&ids, seq)| Span { ids, seq, rope_len: ids.len(), logits: Want::All }).collect();

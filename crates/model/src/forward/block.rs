@@ -1,11 +1,11 @@
 //! One decoder layer: what a family has of it is done, in the one order that all families share.
 
-use super::{Pass, need};
+use super::{Pass, need, regime};
 use crate::arch::Role;
 use crate::route::{Routed, route};
 use crate::scratch::Scratch;
-use crate::{Bound, Error, Latent, Moe, Result, Span};
-use airllm_kernels::{Attend, Columns, Ops, Place, Rope};
+use crate::{Bound, Error, Latent, Moe, Result, Span, sequence};
+use airllm_kernels::{Attend, Columns, Ops, Place, Regime, Rope, Tokens};
 use airllm_stream::{Rows, TensorId, Weights};
 
 impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
@@ -26,13 +26,17 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
         let mut first = 0;
         for span in spans {
             let (n, start) = (span.ids.len(), span.seq.len());
+            let runs = regime::of_span(span, first);
+            let cache = span.seq.format();
+            let [key, value] = sequence::rows(c, cache);
             let (keys, values) = span.seq.layer(layer);
-            device.store(&s.k, first, n, c.key_dim(), keys, start)?;
-            device.store(&s.v, first, n, c.value_width(), values, start)?;
+            device.store(&s.k, first, n, key, keys, start)?;
+            device.store(&s.v, first, n, value, values, start)?;
             let shape = Attend {
                 first,
                 n,
                 start,
+                regime: Regime::Token,
                 heads: c.heads,
                 kv_heads: c.kv_heads,
                 head_dim: c.head_dim,
@@ -41,8 +45,13 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
                 softcap: c.score_cap,
                 window: c.windows[layer],
                 alibi: c.alibi,
+                cache,
             };
-            device.attend(&s.a, keys, values, &mut s.b, shape)?;
+            for run in runs {
+                let start = start + run.first - first;
+                let part = Attend { first: run.first, n: run.n, start, regime: run.regime, ..shape };
+                device.attend(&s.a, keys, values, &mut s.b, part)?;
+            }
             first += n;
         }
 
@@ -170,10 +179,11 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
         for (Routed { expert, rows, weights }, unit) in routed.into_iter().zip(units) {
             device.gather(&s.h, &rows, c.hidden, &mut s.c)?;
             let n = rows.len();
-            self.demand(layer, expert, Role::Gate, n, &s.c, &mut s.a)?;
-            self.demand(layer, expert, Role::Up, n, &s.c, &mut s.b)?;
+            let runs = regime::runs(rows.iter().map(|&row| self.regimes[row as usize]));
+            self.demand(layer, expert, Role::Gate, &runs, &s.c, &mut s.a)?;
+            self.demand(layer, expert, Role::Up, &runs, &s.c, &mut s.b)?;
             device.gated(&mut s.a, &s.b, n * moe.inner, c.activation)?;
-            self.demand(layer, expert, Role::Down, n, &s.a, &mut s.c)?;
+            self.demand(layer, expert, Role::Down, &runs, &s.a, &mut s.c)?;
             device.scatter_add(&s.c, &rows, &weights, c.hidden, &mut s.x)?;
             self.weights.done(unit)?;
         }
@@ -218,18 +228,18 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
         })
     }
 
-    /// `y = x · Wᵀ` with a matrix of a requested expert, for `n` rows.
+    /// `y = x · Wᵀ` with a matrix of a requested expert.
     fn demand(
         &mut self,
         layer: usize,
         expert: usize,
         role: Role,
-        n: usize,
+        runs: &[Tokens],
         x: &D::Buf,
         y: &mut D::Buf,
     ) -> Result<()> {
         let w = *self.expert(layer, expert, role)?;
-        self.product(&w, Flow::Requested, n, x, y)
+        self.product(&w, Flow::Requested, runs, x, y)
     }
 
     /// `y = x · Wᵀ + bias`, stripe by stripe as the matrix flows past.
@@ -243,7 +253,8 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
     ) -> Result<()> {
         let (device, n) = (self.device, self.tokens);
         let w = need(self.binding.layer(layer, role), role)?;
-        self.product(w, Flow::Passing, n, x, y)?;
+        let runs = regime::runs(self.regimes.iter().copied());
+        self.product(w, Flow::Passing, &runs, x, y)?;
         if let Some(bias) = bias.and_then(|bias| self.binding.layer(layer, bias)) {
             self.weights.rows(bias.id, |stripe| -> Result<()> {
                 Ok(device.add_bias(y, stripe.data, n, bias.cols)?)
@@ -252,9 +263,10 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
         Ok(())
     }
 
-    /// `y = x · Wᵀ` for `n` rows, and what adapters add to it.
-    fn product(&mut self, w: &Bound, flow: Flow, n: usize, x: &D::Buf, y: &mut D::Buf) -> Result<()> {
+    /// `y = x · Wᵀ` for the rows of all runs, which follow each other, and what adapters add to it.
+    fn product(&mut self, w: &Bound, flow: Flow, runs: &[Tokens], x: &D::Buf, y: &mut D::Buf) -> Result<()> {
         let device = self.device;
+        let n = runs.last().map_or(0, |run| run.end());
         if let Some(order) = w.order {
             let ordered = &mut *self.ordered;
             flow.lease(self.weights, order, |stripe| {
@@ -267,7 +279,10 @@ impl<D: Ops, W: Weights<D>> Pass<'_, '_, D, W> {
         let input = if w.order.is_some() { &*self.ordered } else { x };
         flow.lease(self.weights, w.id, |stripe| {
             let out = Columns { stride: w.rows, first: stripe.first };
-            Ok(device.matmul(w.matrix(stripe.data, stripe.count), input, n, y, out)?)
+            for &run in runs {
+                device.matmul(w.matrix(stripe.data, stripe.count), input, run, y, out)?;
+            }
+            Ok(())
         })?;
         match self.adapters {
             Some(adapters) => adapters.apply(device, w.id, n, x, y),

@@ -1,6 +1,6 @@
 //! Layer by layer: hidden states stay with the caller, and a layer may be run as often as it takes.
 
-use super::{Inputs, Model, Pass, Span, Want};
+use super::{Inputs, Model, Pass, Span, Want, regime};
 use crate::{Binding, Config, Error, Result, Sequence};
 use airllm_kernels::Ops;
 use airllm_stream::Weights;
@@ -152,6 +152,7 @@ impl<D: Ops> Walk<D> {
             host: &mut self.model.host,
             weights,
             tokens,
+            regimes: regime::of_spans(&spans),
             observer: None,
             inputs,
         };

@@ -3,10 +3,10 @@
 
 use airllm_format::safetensors::{Dtype, Header};
 use airllm_format::{MemorySource, NumFormat};
-use airllm_kernels::{Cpu, Ops};
+use airllm_kernels::{Cpu, KvFormat, Ops};
 use airllm_model::arch::{Arch, Flag, Fold, RopeExtra};
 use airllm_model::{Config, Model, Sequence, Span, TensorDecl, UnitDecl, Want, bind};
-use airllm_stream::{Catalog, ExpertCache, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
+use airllm_stream::{Catalog, ExpertCache, OnDevice, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -170,6 +170,8 @@ pub struct Run<D: Ops = Cpu> {
     pub model: Model<D>,
     pub weights: Pipeline<D>,
     device: Arc<D>,
+    /// How its sequences are stored.
+    pub kv: KvFormat,
 }
 
 /// Most tokens of a pass in these tests.
@@ -190,9 +192,29 @@ impl Run {
     }
 }
 
+/// Which units live where, by index; see [`Options`].
+pub struct Placement {
+    pub pinned: Vec<bool>,
+    pub resident: Vec<bool>,
+    pub on_host: Vec<bool>,
+    pub device_slots: usize,
+}
+
+impl Default for Placement {
+    /// All stream.
+    fn default() -> Self {
+        Self { pinned: Vec::new(), resident: Vec::new(), on_host: Vec::new(), device_slots: 2 }
+    }
+}
+
 impl<D: Ops> Run<D> {
-    /// A checkpoint of these tensors on this device.
+    /// A checkpoint of these tensors on this device, streaming.
     pub fn on(device: D, config: Config, tensors: &Tensors) -> Self {
+        Self::placed(device, config, tensors, &Placement::default())
+    }
+
+    /// The same with units in places of their own. Those on demand stay on demand.
+    pub fn placed(device: D, config: Config, tensors: &Tensors, placement: &Placement) -> Self {
         let catalog = catalog(&config, |hf| tensors.format(hf));
         let files = config.units().into_iter().zip(&catalog.units).map(|(decl, unit)| {
             let mut bytes = Vec::new();
@@ -213,8 +235,17 @@ impl<D: Ops> Run<D> {
         let source = Arc::new(MemorySource::new(files.collect()).with_alignment(4096));
         let device = Arc::new(device);
         let binding = bind(&config, &catalog).unwrap();
+        let of_pass = |marks: &[bool]| -> Vec<bool> {
+            let units = catalog.units.iter().zip(marks);
+            units.map(|(unit, &mark)| mark && !unit.on_demand).collect()
+        };
         let options = Options {
-            pinned: Vec::new(),
+            pinned: of_pass(&placement.pinned),
+            device: OnDevice {
+                slots: placement.device_slots,
+                resident: of_pass(&placement.resident),
+                on_host: of_pass(&placement.on_host),
+            },
             slots: 3,
             slot_bytes: 8192,
             // An expert is several stripes, and some stay from token to token.
@@ -224,15 +255,19 @@ impl<D: Ops> Run<D> {
         };
         let weights = Pipeline::start(device.clone(), source, catalog, &options).unwrap();
         let model = Model::new(device.clone(), config, binding, MAX_TOKENS).unwrap();
-        Self { model, weights, device }
+        Self { model, weights, device, kv: KvFormat::F32 }
     }
 
     pub fn config(&self) -> &Config {
         self.model.config()
     }
 
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
     pub fn sequence(&self) -> Sequence<D> {
-        Sequence::new(&*self.device, self.model.config(), 256).unwrap()
+        Sequence::new(&*self.device, self.model.config(), self.kv, 256).unwrap()
     }
 
     /// One span in one pass.
