@@ -151,6 +151,8 @@ impl AutoModel {
             limits: Limits {
                 disk: self.forecast.disk_measured.then_some(self.forecast.hardware.disk),
                 memory: self.forecast.hardware.memory,
+                gpu: self.forecast.hardware.gpu,
+                beside: self.forecast.beside(),
             },
         })
     }

@@ -5,7 +5,7 @@
 
 use crate::Result;
 use airllm_kernels::{Ops, Work};
-use airllm_model::{Model, Observer, Sequence, Span, Want};
+use airllm_model::{KvFormat, Model, Observer, Sequence, Span, Want};
 use airllm_stream::{Pipeline, Stats, Timeline};
 use std::sync::Arc;
 
@@ -41,18 +41,19 @@ pub(crate) trait Engine: Send {
 pub(crate) struct Runner<D: Ops> {
     model: Model<D>,
     weights: Pipeline<D>,
+    kv: KvFormat,
     sequences: Vec<Option<Sequence<D>>>,
 }
 
 impl<D: Ops> Runner<D> {
-    pub(crate) fn new(model: Model<D>, weights: Pipeline<D>) -> Self {
-        Runner { model, weights, sequences: Vec::new() }
+    pub(crate) fn new(model: Model<D>, weights: Pipeline<D>, kv: KvFormat) -> Self {
+        Runner { model, weights, kv, sequences: Vec::new() }
     }
 }
 
 impl<D: Ops> Engine for Runner<D> {
     fn open(&mut self, capacity: usize) -> Result<usize> {
-        let sequence = self.model.sequence(capacity)?;
+        let sequence = self.model.sequence(self.kv, capacity)?;
         let free = self.sequences.iter().position(Option::is_none);
         let number = free.unwrap_or_else(|| {
             self.sequences.push(None);

@@ -1,6 +1,7 @@
 //! What can go wrong, in one enum, and what kind of thing each is.
 
 use crate::Size;
+use airllm_stream::plan::Memory;
 use std::path::PathBuf;
 
 /// Errors of the facade and of everything below it.
@@ -68,22 +69,34 @@ pub enum Error {
     },
     /// The memory budget is too small.
     #[error(
-        "the memory budget of {} is too small: {} ({need} bytes) is the least that works, of which {} are for \
-         activations and the key/value cache of {context} tokens and {} for the ring of weights: grant more, or \
-         ask for less context",
-        Size(*have), Size(*need), Size(*fixed), Size(*ring)
+        "the {memory} budget of {} is too small: {} ({need} bytes) is the least that works, of which {} are for {} \
+         and {} for the ring of weights: grant more, or ask for less context",
+        Size(*have), Size(*need), Size(*fixed), contents(*memory, *on_gpu, *context), Size(*ring)
     )]
     Budget {
+        /// The memory that is too small.
+        memory: Memory,
+        /// Whether a GPU computes, which has activations and cache in its own memory.
+        on_gpu: bool,
         /// The smallest budget that works, in bytes.
         need: u64,
         /// The budget given.
         have: u64,
-        /// The part of `need` for activations and key/value cache.
+        /// The part of `need` that does not depend on the ring: activations and key/value cache, and on a GPU what
+        /// the driver takes.
         fixed: u64,
         /// The part of `need` for the smallest ring.
         ring: u64,
         /// Tokens that the key/value cache was to hold.
         context: usize,
+    },
+    /// The GPU that was asked for cannot be used.
+    #[error("{asked}: {why}")]
+    NoGpu {
+        /// What was asked for.
+        asked: String,
+        /// Why it cannot be had.
+        why: String,
     },
     /// The model computed something that is no number.
     #[error(
@@ -150,7 +163,9 @@ impl Error {
             Self::NoSpace { .. } | Self::Context { .. } | Self::Budget { .. } => ErrorKind::DoesNotFit,
             Self::Interrupted => ErrorKind::Interrupted,
             Self::Io { source, .. } if is_full(source) => ErrorKind::DoesNotFit,
-            Self::Io { .. } | Self::Busy | Self::Poisoned | Self::Device(_) => ErrorKind::Other,
+            Self::Io { .. } | Self::Busy | Self::Poisoned | Self::NoGpu { .. } | Self::Device(_) => {
+                ErrorKind::Other
+            }
             Self::Format(error) => format_kind(error),
             Self::Stream(error) => stream_kind(error),
             Self::Model(error) => match error {
@@ -159,6 +174,16 @@ impl Error {
                 _ => ErrorKind::Input,
             },
         }
+    }
+}
+
+/// What a memory holds besides weights.
+fn contents(memory: Memory, on_gpu: bool, context: usize) -> String {
+    let cache = format!("activations and the key/value cache of {context} tokens");
+    match (memory, on_gpu) {
+        (Memory::Vram, _) => format!("the driver, {cache}"),
+        (Memory::Ram, true) => "logits and copies to the GPU".to_owned(),
+        (Memory::Ram, false) => cache,
     }
 }
 

@@ -1,20 +1,28 @@
 //! What a run will take: where every unit lives, and how fast that will be.
 
+use crate::device::DeviceReport;
 use crate::eval::Shape;
 use crate::{Error, Result};
 use airllm_format::Bits;
-use airllm_model::{Config, LowRank, activation_bytes, adapter_bytes, kv_bytes, logits_bytes};
-use airllm_stream::plan::{Share, UnitNeed, plan};
+use airllm_model::{Config, KvFormat, LowRank, activation_bytes, adapter_bytes, kv_bytes, logits_bytes};
+use airllm_stream::plan::{Memory, Refusal, Share, UnitNeed, plan};
 use airllm_stream::{Catalog, Hardware, Need, Plan, Request};
 use serde::Serialize;
 use std::sync::Arc;
+
+#[cfg(test)]
+mod tests;
 
 /// A plan and everything it was made from.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Forecast {
-    /// The budget, in bytes; `None` where all of the model fits what is free.
+    /// What computes, and why it is no GPU where it is none.
+    pub device: DeviceReport,
+    /// The budget of host memory, in bytes; `None` where all of the model fits what is free.
     pub budget: Option<u64>,
+    /// The budget of a GPU's memory, in bytes.
+    pub vram_budget: Option<u64>,
     /// Where everything lives.
     pub plan: Plan,
     /// The units, in the order of the plan.
@@ -25,15 +33,26 @@ pub struct Forecast {
     pub disk_measured: bool,
     /// Tokens that the key/value cache holds.
     pub context: usize,
+    /// How the key/value cache is stored.
+    #[serde(serialize_with = "named")]
+    pub kv: KvFormat,
+    /// Bytes of the key/value cache; they are part of what a pass needs besides weights and ring.
+    pub kv_bytes: u64,
     /// The most tokens of a pass.
     pub batch_tokens: usize,
-    /// Bytes besides weights and ring.
+    /// Bytes of host memory besides weights and ring.
     pub fixed: u64,
+    /// Bytes of a GPU's memory besides weights and ring.
+    pub device_fixed: u64,
     /// Bytes that a token needs of weights that are repacked from another program's layout whenever they are
     /// read. The plan's times do not know of this work.
     pub repacked: u64,
     /// What storing fewer bits would bring, fastest first; empty where nothing would.
     pub fewer_bits: Vec<Alternative>,
+}
+
+fn named<S: serde::Serializer>(format: &KvFormat, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(format.name())
 }
 
 /// The same model in fewer bits.
@@ -57,6 +76,20 @@ impl Forecast {
     pub fn tokens_per_s(&self) -> f64 {
         if self.plan.seconds_per_token > 0.0 { 1.0 / self.plan.seconds_per_token } else { 0.0 }
     }
+
+    /// Bytes of a GPU's memory that the plan takes beside the driver's, in whole pages of 2 MiB, as drivers give them.
+    pub(crate) fn device_bytes(&self) -> u64 {
+        const PAGE: u64 = 2 << 20;
+        let of = |all: u64| all.saturating_sub(self.device.overhead);
+        let most = self.vram_budget.map_or(u64::MAX, of) / PAGE * PAGE;
+        of(self.plan.vram).next_multiple_of(PAGE).min(most)
+    }
+
+    /// Bytes that the processor multiplies in each pass beside a GPU.
+    pub(crate) fn beside(&self) -> u64 {
+        let units = self.units.iter().zip(&self.plan.on_host);
+        units.filter(|(_, on_host)| **on_host).map(|(unit, _)| unit.per_pass).sum()
+    }
 }
 
 /// What to make room for.
@@ -67,6 +100,8 @@ pub(crate) struct Want {
     pub(crate) cache_tokens: usize,
     /// Whether `cache_tokens` is only a wish, to be lowered where the budget is small.
     pub(crate) cache_may_shrink: bool,
+    /// How the cache is stored.
+    pub(crate) kv: KvFormat,
     /// Tokens a pass, if the user has said so.
     pub(crate) batch_tokens: Option<usize>,
     /// Rows of logits that a pass returns.
@@ -77,6 +112,8 @@ pub(crate) struct Want {
     pub(crate) additions: Arc<[LowRank]>,
     /// Bytes that whoever makes the weights needs beside them.
     pub(crate) making: u64,
+    /// What computes.
+    pub(crate) device: DeviceReport,
 }
 
 /// Tokens a pass where memory is plenty: enough that reading a prompt is bound by arithmetic.
@@ -88,6 +125,13 @@ const LEAST_CACHE: usize = 256;
 /// Bytes of the process besides what is planned one by one: small buffers, the vocabulary, threads.
 const OVERHEAD: u64 = 4 << 20;
 
+/// Page-locked bytes that a GPU's driver is given besides the ring: for what is written, and for logits on their way.
+const PAGE_LOCKED: u64 = 37 << 20;
+
+/// Bytes of a GPU's memory besides what is planned one by one: small buffers, and what is left over at the end of the
+/// chunks that its memory is got in.
+const DEVICE_OVERHEAD: u64 = 8 << 20;
+
 /// Plans inside a budget: as many tokens a pass and as much cache as an eighth and a quarter of the
 /// budget allow, fewer where nothing else fits.
 pub(crate) fn forecast(
@@ -96,56 +140,72 @@ pub(crate) fn forecast(
     hardware: Hardware,
     want: &Want,
 ) -> Result<Forecast> {
-    let budget = want.request.ram.unwrap_or(u64::MAX);
+    let gpu = hardware.gpu.is_some();
+    let ram = want.request.ram.unwrap_or(u64::MAX);
+    // The memory that activations and cache are in.
+    let budget = if gpu { want.request.vram.unwrap_or(u64::MAX) } else { ram };
     let mut caches = vec![want.cache_tokens];
     while want.cache_may_shrink && caches[caches.len() - 1] / 2 >= LEAST_CACHE {
         caches.push(caches[caches.len() - 1] / 2);
     }
     let last = caches.len() - 1;
-    let cache =
-        caches.iter().position(|&tokens| kv_bytes(config, tokens) as u64 <= budget / 4).unwrap_or(last);
+    let cache = caches
+        .iter()
+        .position(|&tokens| kv_bytes(config, want.kv, tokens) as u64 <= budget / 4)
+        .unwrap_or(last);
     let mut refusal = None;
     let sizes = caches[cache..].iter().flat_map(|&context| {
-        let batches = batches(want, config, budget).into_iter();
+        let batches = batches(want, config, (ram, budget)).into_iter();
         batches.flat_map(move |batch| match want.windows {
             Some(windows) => windows.caches(batch).map(|context| (context, batch)).to_vec(),
             None => vec![(context, batch)],
         })
     });
     for (context, batch_tokens) in sizes {
-        let fixed = fixed_bytes(config, catalog, context, batch_tokens, want);
         let share = config
             .moe
             .as_ref()
             .map_or(Share::WHOLE, |moe| Share { used: moe.top_k as u32, of: moe.experts as u32 });
-        let need = Need::of(catalog, fixed).with_shares(|_| share);
+        let (host, device) = fixed_bytes(config, catalog, context, batch_tokens, want);
+        let (fixed, device_fixed) = match gpu {
+            true => (host + PAGE_LOCKED, device + DEVICE_OVERHEAD + want.device.overhead),
+            false => (host.saturating_add(device), 0),
+        };
+        let is_layer = |unit: usize| catalog.units[unit].name.starts_with("layer.");
+        let need = Need::of(catalog, fixed).with_shares(|_| share).with_device(device_fixed, is_layer);
         match plan(&need, &hardware, &want.request) {
             Ok(plan) => {
                 return Ok(Forecast {
+                    device: want.device.clone(),
                     budget: want.request.ram,
+                    vram_budget: want.request.vram.filter(|_| gpu),
                     plan,
                     units: need.units,
                     hardware,
                     disk_measured: true,
                     context,
+                    kv: want.kv,
+                    kv_bytes: kv_bytes(config, want.kv, context) as u64,
                     batch_tokens,
                     fixed,
+                    device_fixed,
                     repacked: 0,
                     fewer_bits: Vec::new(),
                 });
             }
-            Err(r) => {
-                refusal =
-                    Some(Error::Budget { need: r.need, have: r.have, fixed: r.fixed, ring: r.ring, context });
+            Err(Refusal { memory, need, have, fixed, ring }) => {
+                refusal = Some(Error::Budget { memory, on_gpu: gpu, need, have, fixed, ring, context });
             }
         }
     }
     // There is always at least one cache and one batch to try.
-    Err(refusal.unwrap_or(Error::Budget { need: 0, have: budget, fixed: 0, ring: 0, context: 0 }))
+    let none =
+        Error::Budget { memory: Memory::Ram, on_gpu: gpu, need: 0, have: ram, fixed: 0, ring: 0, context: 0 };
+    Err(refusal.unwrap_or(none))
 }
 
-/// Tokens a pass to try, the most first.
-fn batches(want: &Want, config: &Config, budget: u64) -> Vec<usize> {
+/// Tokens a pass to try, the most first, for budgets of host memory and of the memory that activations are in.
+fn batches(want: &Want, config: &Config, (ram, budget): (u64, u64)) -> Vec<usize> {
     if let Some(asked) = want.batch_tokens {
         return vec![asked.max(1)];
     }
@@ -153,31 +213,45 @@ fn batches(want: &Want, config: &Config, budget: u64) -> Vec<usize> {
         std::iter::successors(Some(BATCH_TOKENS), |n| (*n > 1).then_some(n / 2)).collect();
     let fits = |tokens: &usize| {
         let logits = want.windows.map_or(0, |windows| logits_bytes(config, windows.rows(*tokens)));
-        activation_bytes(config, *tokens) as u64 <= budget / 8 && logits as u64 <= budget / 8
+        activation_bytes(config, *tokens) as u64 <= budget / 8 && logits as u64 <= ram / 8
     };
     let first = halves.iter().position(fits).unwrap_or(halves.len() - 1);
     halves[first..].to_vec()
 }
 
-/// Bytes besides weights and ring: cache, activations, logits, rows of the embedding on their way, rows
-/// that are made.
-fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, want: &Want) -> u64 {
+/// Bytes besides weights and ring: on the host logits, rows of the embedding on their way, rows that are made; and
+/// where it is computed cache, activations, what adapters need, and such rows again.
+fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, want: &Want) -> (u64, u64) {
     let logit_rows = want.windows.map_or(want.logit_rows, |windows| windows.rows(batch));
     let row = catalog.find("embed", "embed").and_then(|id| catalog.get(id)).map_or(0, |t| t.row_bytes());
-    (kv_bytes(config, cache) as u64)
-        .saturating_add(activation_bytes(config, batch) as u64)
-        .saturating_add(logits_bytes(config, logit_rows) as u64)
-        .saturating_add(adapter_bytes(&want.additions, batch) as u64)
+    let rows = (row * batch) as u64;
+    let host = (logits_bytes(config, logit_rows) as u64)
         .saturating_add(want.making)
-        .saturating_add((row * batch) as u64)
-        .saturating_add(OVERHEAD)
+        .saturating_add(rows)
+        .saturating_add(OVERHEAD);
+    let device = (kv_bytes(config, want.kv, cache) as u64)
+        .saturating_add(activation_bytes(config, batch) as u64)
+        .saturating_add(adapter_bytes(&want.additions, batch) as u64)
+        // Rows of the embedding are copied while others are computed with, and kernels have memory of their own.
+        .saturating_add(if want.device.is_gpu() { 2 * rows + scratch(config, batch) } else { 0 });
+    (host, device)
+}
+
+/// Bytes of a GPU's memory that kernels take for themselves.
+fn scratch(config: &Config, batch: usize) -> u64 {
+    let moe = config.moe.as_ref().map_or(0, |moe| moe.inner.max(moe.shared));
+    let latent = config.latent.map_or(0, |latent| latent.kv.max(latent.query.unwrap_or(0)));
+    let attended = config.query_dim().max(config.heads * config.value_dim);
+    let widest = config.hidden.max(config.inner).max(attended).max(moe).max(latent);
+    airllm_kernels::scratch_bytes(batch, widest) as u64
 }
 
 /// Bytes of weights that a pass makes anew: those of units that do not stay, in files from number `first` on.
 pub(crate) fn repacked(forecast: &Forecast, catalog: &Catalog, first: usize) -> u64 {
-    let units = catalog.units.iter().zip(&forecast.units).zip(&forecast.plan.pinned);
+    let stays = forecast.plan.pinned.iter().zip(&forecast.plan.resident);
+    let units = catalog.units.iter().zip(&forecast.units).zip(stays);
     units
-        .filter(|(_, pinned)| !**pinned)
+        .filter(|(_, (pinned, resident))| !**pinned && !**resident)
         .map(|((unit, need), _)| {
             let made = unit.tensors.iter().filter(|t| t.file >= first && t.format.is_foreign());
             let bytes = made.map(|tensor| tensor.bytes() as u64).sum::<u64>();

@@ -357,6 +357,8 @@ impl<'a> Generate<'a> {
         Counters {
             read: stats.bytes_read,
             leased: stats.bytes_leased,
+            uploaded: stats.bytes_uploaded,
+            passes: stats.passes,
             wait_ns: stats.wait_ns,
             flops,
             hits: stats.demand_hits,

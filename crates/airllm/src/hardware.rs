@@ -54,19 +54,46 @@ fn sum(words: &[u64]) -> u64 {
     lanes.iter().sum::<u64>() + rest
 }
 
+/// The instructions that the processor computes with: `avx2` or `portable`.
+pub(crate) fn instructions() -> &'static str {
+    airllm_kernels::Cpu::new(1).instructions()
+}
+
+/// Threads that the system lets this process run at once.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// The processor's name, where the system tells it.
+pub(crate) fn processor() -> Option<String> {
+    cpu_name(&std::fs::read_to_string("/proc/cpuinfo").ok()?)
+}
+
+/// `model name` of the first processor in `/proc/cpuinfo`.
+fn cpu_name(text: &str) -> Option<String> {
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+/// Bytes of memory of the machine, where the system tells it.
+pub(crate) fn all_memory() -> Option<u64> {
+    meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
+}
+
 /// Bytes of memory that this process may still take without pushing others out: what the system calls
 /// available, but no more than its control groups (containers) leave. `None` where neither says.
 pub fn available_memory() -> Option<u64> {
+    const AVAILABLE: &str = "MemAvailable:";
     let read = |path: &Path| std::fs::read_to_string(path).ok();
-    let meminfo = read(Path::new("/proc/meminfo")).and_then(|text| meminfo_available(&text));
+    let meminfo = read(Path::new("/proc/meminfo")).and_then(|text| self::meminfo(&text, AVAILABLE));
     let group = read(Path::new("/proc/self/cgroup")).and_then(|text| cgroup_path(&text));
     let group = group.and_then(|group| cgroup_room(&group, read));
     meminfo.into_iter().chain(group).min()
 }
 
-/// `MemAvailable` of `/proc/meminfo`, in bytes.
-fn meminfo_available(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// A line of `/proc/meminfo`, in bytes.
+fn meminfo(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -98,9 +125,17 @@ mod tests {
     #[test]
     fn meminfo() {
         let text = "MemTotal:       24000000 kB\nMemFree: 1 kB\nMemAvailable:   16000000 kB\n";
-        assert_eq!(meminfo_available(text), Some(16_000_000 * 1024));
-        assert_eq!(meminfo_available("MemTotal: 3 kB\n"), None);
-        assert_eq!(meminfo_available("MemAvailable: many kB\n"), None);
+        assert_eq!(super::meminfo(text, "MemAvailable:"), Some(16_000_000 * 1024));
+        assert_eq!(super::meminfo(text, "MemTotal:"), Some(24_000_000 * 1024));
+        assert_eq!(super::meminfo("MemTotal: 3 kB\n", "MemAvailable:"), None);
+        assert_eq!(super::meminfo("MemAvailable: many kB\n", "MemAvailable:"), None);
+    }
+
+    #[test]
+    fn processors() {
+        let text = "processor\t: 0\nmodel name\t: Some CPU @ 3.0: GHz\nmodel name\t: Other\n";
+        assert_eq!(cpu_name(text).unwrap(), "Some CPU @ 3.0: GHz");
+        assert_eq!(cpu_name("Features\t: fp asimd\nmodel name\t:\n"), None);
     }
 
     #[test]

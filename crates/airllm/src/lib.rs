@@ -16,7 +16,7 @@
 //! # Ok::<(), airllm::Error>(())
 //! ```
 //!
-//! - [`Builder`] holds every choice: budgets, threads, bits, folders, the network.
+//! - [`Builder`] holds every choice: [`Device`], budgets, threads, bits, folders, the network.
 //! - [`Checkpoint`] is a model that was found and not yet loaded; [`Builder::plan`] says how it would run.
 //! - [`Generation`] says how to choose tokens; a [`Generate`] is the run, with its [`Physics`].
 //! - [`eval`] says how well a model predicts a text, and how far it is from another.
@@ -34,6 +34,7 @@ mod cache;
 mod calibrate;
 mod chat;
 mod checkpoint;
+mod device;
 mod engine;
 pub mod env;
 mod error;
@@ -62,16 +63,17 @@ pub use airllm_format::{
     Bits, Calibration, Manifest, NumFormat, Prepared, Repo, Sensitivity, TensorSensitivity, Together,
     WidthError,
 };
-pub use airllm_model::Config;
-pub use airllm_stream::plan::{Lane, UnitNeed};
+pub use airllm_model::{Config, KvFormat};
+pub use airllm_stream::plan::{Gpu, Lane, LaneTime, Memory, UnitNeed};
 pub use airllm_stream::{Catalog, Hardware, Plan};
 pub use airllm_text::Tokenizer;
 pub use auto::{AutoModel, Hidden, Logits};
-pub use builder::{Builder, Device};
+pub use builder::Builder;
 pub use cache::{Cache, CacheEntry};
 pub use calibrate::{CalibrationText, Target, Widths};
 pub use chat::{ChatFormat, Message};
 pub use checkpoint::{Checkpoint, Form};
+pub use device::{CpuInfo, CudaInfo, Device, DeviceReport, Devices, available_vram, devices};
 pub use error::{Error, ErrorKind, Result};
 pub use eval::{Evaluating, Evaluation, Windows};
 pub use forecast::{Alternative, Forecast};

@@ -1,7 +1,7 @@
 //! What a run moved, how fast, and what held it back.
 
 use crate::Size;
-use airllm_stream::plan::Lane;
+use airllm_stream::plan::{Gpu, Lane};
 use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
@@ -20,9 +20,15 @@ pub struct Physics {
     pub prompt_tokens_per_s: f64,
     /// Reading from disk.
     pub disk: LaneUse,
-    /// Weights read from memory to be multiplied.
+    /// Weights read from memory of the host to be multiplied by the processor.
     pub memory: LaneUse,
-    /// The lane that was busiest, measured against its limit ("disk" or "memory").
+    /// Weights copied to a GPU; `None` where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copy: Option<LaneUse>,
+    /// Weights read from a GPU's memory to be multiplied; `None` where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<LaneUse>,
+    /// The lane that was busiest, measured against its limit.
     pub bottleneck: Lane,
     /// Floating-point operations a second that the device declared.
     pub flops_per_s: f64,
@@ -55,7 +61,15 @@ pub struct LaneUse {
 impl fmt::Display for Physics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} tokens/s", Number(self.tokens_per_s))?;
-        for (name, lane) in [("disk", self.disk), ("memory", self.memory)] {
+        // With a GPU the processor may have nothing to multiply.
+        let memory = Some(self.memory).filter(|memory| memory.bytes > 0 || self.device.is_none());
+        let lanes = [
+            (Lane::Disk, Some(self.disk)),
+            (Lane::Copy, self.copy),
+            (Lane::Device, self.device),
+            (Lane::Memory, memory),
+        ];
+        for (name, lane) in lanes.into_iter().filter_map(|(name, lane)| Some((name, lane?))) {
             let rate = Size(lane.rate as u64);
             write!(f, " | {name} {}/token at {rate}/s", Size(lane.bytes_per_token as u64))?;
             if let (Some(share), Some(limit)) = (lane.share, lane.limit) {
@@ -93,6 +107,10 @@ impl fmt::Display for Number {
 pub(crate) struct Limits {
     pub(crate) disk: Option<f64>,
     pub(crate) memory: f64,
+    /// Those of a GPU.
+    pub(crate) gpu: Option<Gpu>,
+    /// Bytes that the processor multiplies in each pass beside a GPU.
+    pub(crate) beside: u64,
 }
 
 /// Counters at one moment.
@@ -100,6 +118,10 @@ pub(crate) struct Limits {
 pub(crate) struct Counters {
     pub(crate) read: u64,
     pub(crate) leased: u64,
+    /// Bytes copied to a GPU.
+    pub(crate) uploaded: u64,
+    /// Whole passes.
+    pub(crate) passes: u64,
     pub(crate) wait_ns: u64,
     pub(crate) flops: u64,
     /// Stripes of experts that were in memory when needed, and that were not.
@@ -121,6 +143,8 @@ impl Stretch {
         self.tokens += tokens;
         self.moved.read += after.read.saturating_sub(before.read);
         self.moved.leased += after.leased.saturating_sub(before.leased);
+        self.moved.uploaded += after.uploaded.saturating_sub(before.uploaded);
+        self.moved.passes += after.passes.saturating_sub(before.passes);
         self.moved.wait_ns += after.wait_ns.saturating_sub(before.wait_ns);
         self.moved.flops += after.flops.saturating_sub(before.flops);
         self.moved.hits += after.hits.saturating_sub(before.hits);
@@ -133,7 +157,7 @@ impl Physics {
         let measured = if decode.tokens > 0 { decode } else { prompts };
         let seconds = measured.time.as_secs_f64();
         let per = |n: f64, d: f64| if d > 0.0 { n / d } else { 0.0 };
-        let lane = |stretch: fn(&Stretch) -> u64, limit: Option<f64>| {
+        let lane = |stretch: &dyn Fn(&Stretch) -> u64, limit: Option<f64>| {
             let rate = per(stretch(&measured) as f64, seconds);
             // A probe on a busy machine measures too little; a rate that was reached is possible.
             let limit = limit.map(|limit| limit.max(rate));
@@ -145,18 +169,34 @@ impl Physics {
                 share: limit.map(|limit| per(rate, limit)),
             }
         };
-        let disk = lane(|s| s.moved.read, limits.disk);
-        let memory = lane(|s| s.moved.leased, Some(limits.memory));
+        let disk = lane(&|s| s.moved.read, limits.disk);
+        // What is leased is multiplied by the processor, or by a GPU but for what it leaves to the processor.
+        let beside = |s: &Stretch| s.moved.leased.min(s.moved.passes * limits.beside);
+        let (memory, copy, device) = match limits.gpu {
+            None => (lane(&|s| s.moved.leased, Some(limits.memory)), None, None),
+            Some(gpu) => (
+                lane(&beside, Some(limits.memory)),
+                Some(lane(&|s| s.moved.uploaded, Some(gpu.upload))),
+                Some(lane(&|s| s.moved.leased - beside(s), Some(gpu.memory))),
+            ),
+        };
+        // In the order of preference where shares are equal.
+        let lanes = [
+            (Lane::Memory, Some(memory)),
+            (Lane::Device, device),
+            (Lane::Copy, copy),
+            (Lane::Disk, Some(disk)),
+        ];
+        let shares = lanes.map(|(name, lane)| (name, lane.and_then(|lane| lane.share).unwrap_or(0.0)));
+        let bottleneck = shares.into_iter().reduce(|most, lane| if lane.1 > most.1 { lane } else { most });
         Physics {
             tokens_per_s: per(decode.tokens as f64, decode.time.as_secs_f64()),
             prompt_tokens_per_s: per(prompts.tokens as f64, prompts.time.as_secs_f64()),
             disk,
             memory,
-            bottleneck: if disk.share.unwrap_or(0.0) > memory.share.unwrap_or(0.0) {
-                Lane::Disk
-            } else {
-                Lane::Memory
-            },
+            copy,
+            device,
+            bottleneck: bottleneck.map_or(Lane::Memory, |(name, _)| name),
             flops_per_s: per(measured.moved.flops as f64, seconds),
             expert_hit_rate: (measured.moved.hits + measured.moved.misses > 0).then(|| {
                 per(measured.moved.hits as f64, (measured.moved.hits + measured.moved.misses) as f64)
@@ -208,10 +248,20 @@ mod tests {
     fn shares_and_bottleneck() {
         let second = Duration::from_secs(1);
         let mut decode = Stretch::default();
-        let after = Counters { read: 500, leased: 4000, wait_ns: 250_000_000, flops: 8, hits: 3, misses: 1 };
+        let after = Counters {
+            read: 500,
+            leased: 4000,
+            uploaded: 900,
+            passes: 2,
+            wait_ns: 250_000_000,
+            flops: 8,
+            hits: 3,
+            misses: 1,
+        };
         decode.add(second, 2, Counters::default(), after);
-        let limits = Limits { disk: Some(1000.0), memory: 20_000.0 };
-        let physics = Physics::of(Stretch::default(), decode, limits, &LogitsHash::default());
+        let limits = Limits { disk: Some(1000.0), memory: 20_000.0, gpu: None, beside: 0 };
+        let of = |limits| Physics::of(Stretch::default(), decode, limits, &LogitsHash::default());
+        let physics = of(limits);
         assert_eq!(physics.tokens_per_s, 2.0);
         assert_eq!((physics.disk.share, physics.memory.share), (Some(0.5), Some(0.2)));
         assert_eq!((physics.disk.bytes_per_token, physics.waiting), (250.0, 0.25));
@@ -220,5 +270,18 @@ mod tests {
         let line = physics.to_string();
         assert!(line.contains("| experts 75 % in memory |"), "{line}");
         assert!(line.starts_with("2.00 tokens/s | disk 250 B/token at 500 B/s (50 % of 1 kB/s)"), "{line}");
+        assert!(!line.contains("copy"), "{line}");
+
+        let gpu = Some(Gpu { upload: 1000.0, memory: 40_000.0 });
+        let physics = of(Limits { gpu, beside: 500, ..limits });
+        let (copy, device) = (physics.copy.unwrap(), physics.device.unwrap());
+        assert_eq!((copy.share, device.share, physics.memory.share), (Some(0.9), Some(0.075), Some(0.05)));
+        assert_eq!(physics.bottleneck, Lane::Copy);
+        let line = physics.to_string();
+        let lanes =
+            "| copy 450 B/token at 900 B/s (90 % of 1 kB/s) | GPU 1.5 kB/token at 3 kB/s (8 % of 40 kB/s) |";
+        assert!(line.contains(lanes) && line.contains("| memory 500 B/token"), "{line}");
+        let all_there = of(Limits { gpu, ..limits }).to_string();
+        assert!(!all_there.contains("| memory "), "{all_there}");
     }
 }

@@ -34,7 +34,12 @@ fn difference(model: &AutoModel, golden: &SafeTensors<'_>, prompt: &str, logits:
 }
 
 fn load(model: &Path, adapters: &[&Path], home: &Path) -> airllm::Result<AutoModel> {
-    let mut builder = AutoModel::builder().home(home).threads(2).context(256).slot_bytes(16 << 10);
+    let mut builder = AutoModel::builder()
+        .device(airllm::Device::Cpu)
+        .home(home)
+        .threads(2)
+        .context(256)
+        .slot_bytes(16 << 10);
     for adapter in adapters {
         builder = builder.adapter(adapter);
     }
@@ -157,7 +162,11 @@ fn on_a_quantised_base() {
     let out = home.path().join("out");
     let error = merge(&checkpoint, &adapters, &out, &Cancel::new(), &|_| {}).unwrap_err().to_string();
     assert!(error.contains("--bits") && error.contains("U8") && !out.exists(), "{error}");
-    let builder = AutoModel::builder().adapter(&adapter).bits(Bits::Q8).shards(home.path().join("shards"));
+    let builder = AutoModel::builder()
+        .device(airllm::Device::Cpu)
+        .adapter(&adapter)
+        .bits(Bits::Q8)
+        .shards(home.path().join("shards"));
     let folded = load(builder.merge_into_shards(&checkpoint).unwrap().dir(), &[], home.path()).unwrap();
     let found = folded.forward(&all[..n]).unwrap();
     let off: f32 = found.values.iter().zip(&expected).map(|(a, b)| (a - b).abs()).sum();

@@ -18,7 +18,11 @@ fn home() -> &'static Path {
         let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("calibrating");
         // What an earlier build has measured says nothing of this one.
         let _ = fs::remove_dir_all(&home);
-        let builder = AutoModel::builder().home(&home).threads(2).calibration_tokens(TOKENS);
+        let builder = AutoModel::builder()
+            .device(airllm::Device::Cpu)
+            .home(&home)
+            .threads(2)
+            .calibration_tokens(TOKENS);
         builder.sensitivity(&open(&demo())).unwrap();
         home
     })
@@ -26,7 +30,7 @@ fn home() -> &'static Path {
 
 /// What is asked of the demo model, its sensitivity known.
 fn builder() -> Builder {
-    AutoModel::builder().home(home()).threads(2).calibration_tokens(TOKENS)
+    AutoModel::builder().device(airllm::Device::Cpu).home(home()).threads(2).calibration_tokens(TOKENS)
 }
 
 fn measured() -> Sensitivity {
@@ -99,7 +103,7 @@ fn it_is_measured_once() {
     assert!(count.get() > 0);
     assert_eq!(serde_json::from_slice::<Sensitivity>(&fs::read(&kept).unwrap()).unwrap(), first);
     // Without a cache it is measured each time.
-    let bare = AutoModel::builder().threads(1).calibration_tokens(TOKENS);
+    let bare = AutoModel::builder().device(airllm::Device::Cpu).threads(1).calibration_tokens(TOKENS);
     assert_eq!(bare.sensitivity(&place.model()).unwrap(), first);
 }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 use airllm::eval::Judged;
-use airllm::{AutoModel, Bits, Builder, Cancel, Error, ErrorKind, Evaluation, Windows};
+use airllm::{AutoModel, Bits, Builder, Cancel, Error, ErrorKind, Evaluation, KvFormat, Windows};
 use airllm_tests::checkpoint::{Checkpoint, Shape};
 use airllm_tests::shared::repository;
 use std::path::Path;
@@ -17,7 +17,7 @@ impl Place {
     }
 
     fn builder(&self) -> Builder {
-        AutoModel::builder().home(self.dir.path().join("home")).threads(2)
+        AutoModel::builder().device(airllm::Device::Cpu).home(self.dir.path().join("home")).threads(2)
     }
 
     /// The demo model, ready for these windows.
@@ -139,6 +139,31 @@ fn a_model_is_itself_and_fewer_bits_are_farther() {
         divergences.push(comparison.kl_mean.value);
     }
     assert!(divergences[1] > 0.0 && divergences[2] > 4.0 * divergences[1], "{divergences:?}");
+}
+
+#[test]
+fn a_cache_of_fewer_bits_is_near() {
+    let place = Place::new();
+    let windows = windows(256, 4);
+    let reference = place.demo(&windows, |builder| builder);
+    let mut divergences = Vec::new();
+    // Measured: 1.4e-7 and 8.5e-5.
+    for (kv, most) in [(KvFormat::F32, 0.0), (KvFormat::F16, 1e-6), (KvFormat::Q8, 2e-4)] {
+        let with = |tokens| place.demo(&windows, |builder| builder.kv(kv).batch_tokens(tokens));
+        let model = with(256);
+        assert_eq!(model.plan().kv, kv);
+        let scores = evaluate(&model, &windows, Some(&reference)).scores;
+        let comparison = scores.comparison.unwrap();
+        assert!(comparison.kl_mean.value <= most, "{kv}: {comparison:?}");
+        // However tokens share passes.
+        assert_eq!(evaluate(&with(37), &windows, Some(&reference)).scores, scores, "{kv}");
+        divergences.push((model.plan().kv_bytes, comparison.kl_mean.value));
+    }
+    // Fewer bytes, and farther.
+    assert!(
+        divergences.windows(2).all(|pair| pair[0].0 > pair[1].0 && pair[0].1 < pair[1].1),
+        "{divergences:?}"
+    );
 }
 
 #[test]

@@ -42,7 +42,13 @@ fn difference(golden: &[f32], rows: &[u32], found: &[f32], width: usize) -> f32 
 
 fn load(dir: &Path, home: &Path) -> AutoModel {
     // Two sequences of the longest prompt; small slots, so that every matrix is cut into stripes.
-    let builder = AutoModel::builder().home(home).threads(2).max_batch(2).batch_tokens(64).cache_tokens(400);
+    let builder = AutoModel::builder()
+        .device(airllm::Device::Cpu)
+        .home(home)
+        .threads(2)
+        .max_batch(2)
+        .batch_tokens(64)
+        .cache_tokens(400);
     builder.slot_bytes(16 << 10).from_pretrained(dir.to_str().unwrap()).unwrap()
 }
 

@@ -22,7 +22,7 @@ impl Tiny {
     }
 
     fn builder(&self) -> Builder {
-        AutoModel::builder().home(self.dir.path().join("home")).threads(2)
+        AutoModel::builder().device(airllm::Device::Cpu).home(self.dir.path().join("home")).threads(2)
     }
 
     fn load(&self, builder: Builder) -> AutoModel {
@@ -275,7 +275,12 @@ fn a_plan_says_what_is_repacked_while_it_is_read() {
     let Some(shared) = airllm_tests::shared::dir() else { return };
     let home = tempfile::tempdir().unwrap();
     let plan = |name: &str, ram: u64| {
-        let builder = AutoModel::builder().home(home.path()).context(64).ram(ram).slot_bytes(16 << 10);
+        let builder = AutoModel::builder()
+            .device(airllm::Device::Cpu)
+            .home(home.path())
+            .context(64)
+            .ram(ram)
+            .slot_bytes(16 << 10);
         let checkpoint = builder.find(shared.join("fixtures").join(name).to_str().unwrap()).unwrap();
         builder.plan(&checkpoint).unwrap()
     };

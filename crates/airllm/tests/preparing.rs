@@ -188,7 +188,9 @@ fn weights_that_are_no_numbers_are_named() {
 fn deleting_keeps_the_shards_running() {
     let folder = tiny();
     let prepared = folder.prepare("out", Bits::Source).unwrap();
-    let model = |dir: &Path| AutoModel::builder().threads(1).from_pretrained(dir.to_str().unwrap());
+    let model = |dir: &Path| {
+        AutoModel::builder().device(airllm::Device::Cpu).threads(1).from_pretrained(dir.to_str().unwrap())
+    };
     let before = model(&folder.path("out")).unwrap().forward(&[1, 2, 3]).unwrap();
     let checkpoint = airllm::Checkpoint::open(&folder.path("model"), None).unwrap();
     let Form::Published(repo) = checkpoint.into_form() else { panic!() };

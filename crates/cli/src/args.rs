@@ -4,6 +4,10 @@ use airllm::Size;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
+mod values;
+
+pub use values::{BitWidth, Ids, Width};
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
@@ -37,9 +41,16 @@ pub struct Common {
     /// with the program, which is also what is taken if nothing is said
     #[arg(short, long, global = true, value_name = "PATH|ID|demo")]
     pub model: Option<String>,
-    /// The most memory to use, for example 600MB or 4GiB; all that is free if not given
+    /// The most memory of the machine to use, for example 600MB or 4GiB; all that is free if not given
     #[arg(long, global = true, value_name = "SIZE")]
     pub ram: Option<Size>,
+    /// The most GPU memory to use, all that the driver takes of it for the program included, for example 4GB; what is
+    /// free if not given. With it, that there is no GPU to use is an error
+    #[arg(long, global = true, value_name = "SIZE")]
+    pub vram: Option<Size>,
+    /// What computes: the first GPU that can be used, else the processor, if not given
+    #[arg(long, global = true, value_name = "auto|cpu|cuda|cuda:N")]
+    pub device: Option<airllm::Device>,
     /// Threads that compute; one a core if not given
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -65,6 +76,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Say where every layer will live, and how fast that will be
     Plan(Plan),
+    /// List what there is to compute with, and why no GPU can be used where none can
+    Devices,
     /// Show how much the model suffers from fewer bits in each of its matrices
     ///
     /// Reads a calibration text once, in one pass over the weights, and measures for each matrix what rounding it does:
@@ -155,6 +168,16 @@ pub struct Adapters {
     pub adapter: Vec<PathBuf>,
 }
 
+/// How keys and values are kept.
+#[derive(Debug, Args, Clone)]
+#[command(next_help_heading = "Model options")]
+pub struct KvCache {
+    /// How the key/value cache is stored: f32, as it was computed; f16, half of that; or q8, eight bits and a scale for
+    /// each 64 numbers of a head, about half of f16 for heads of 64 or 128 numbers. What is not f32 rounds
+    #[arg(long, value_name = "f32|f16|q8", default_value_t)]
+    pub kv: airllm::KvFormat,
+}
+
 /// Everything that a command which runs a model lets one choose about it.
 #[derive(Debug, Args, Clone)]
 pub struct Running {
@@ -162,6 +185,8 @@ pub struct Running {
     pub weights: Weights,
     #[command(flatten)]
     pub adapters: Adapters,
+    #[command(flatten)]
+    pub cache: KvCache,
     #[command(flatten)]
     pub tuning: Tuning,
 }
@@ -182,6 +207,24 @@ pub struct Tuning {
     /// Tokens computed in one pass while a prompt is read
     #[arg(long, value_name = "N")]
     pub batch_tokens: Option<usize>,
+    /// Layers in memory that the processor computes while others are copied to a GPU: a number, or `auto` for as many as
+    /// make a token fastest. Processor and GPU round differently, so this shows in the last bits of results
+    #[arg(long, value_name = "N|auto", default_value = "0", value_parser = host_layers)]
+    pub host_layers: HostLayers,
+}
+
+/// Layers that are computed beside a GPU; `None` for as many as the plan chooses.
+#[derive(Debug, Clone, Copy)]
+pub struct HostLayers(pub Option<usize>);
+
+fn host_layers(text: &str) -> Result<HostLayers, String> {
+    match text {
+        "auto" => Ok(HostLayers(None)),
+        number => number
+            .parse()
+            .map(|layers| HostLayers(Some(layers)))
+            .map_err(|_| format!("{number:?} is neither a number of layers nor `auto`")),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -404,59 +447,6 @@ pub enum CacheAction {
     Dir,
 }
 
-/// Bits a weight, as typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BitWidth(pub airllm::Bits);
-
-impl std::str::FromStr for BitWidth {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<BitWidth, String> {
-        if text == airllm::Bits::Nf4.name() {
-            return Ok(BitWidth(airllm::Bits::Nf4));
-        }
-        let known = std::iter::once(airllm::Bits::Source).chain(airllm::Bits::NARROW);
-        let mut known = known.filter(|bits| bits.width().to_string() == text);
-        let expected = "expected 16 (the checkpoint's own precision), 8, 6, 5, 4, 3, 2 or nf4";
-        known.next().map(BitWidth).ok_or_else(|| expected.to_owned())
-    }
-}
-
-/// Bits a weight as typed, of each or on average.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Width(pub airllm::Target);
-
-impl std::str::FromStr for Width {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Width, String> {
-        let average = text.contains('.').then(|| text.parse().ok()).flatten();
-        match average.map(airllm::Target::Average) {
-            Some(target) => target.check().map(|()| Width(target)).map_err(|error| error.to_string()),
-            None => match text.parse() {
-                Ok(BitWidth(bits)) => Ok(Width(airllm::Target::Uniform(bits))),
-                Err(expected) => Err(format!("{expected}, or an average with a point, such as 3.7")),
-            },
-        }
-    }
-}
-
-/// Token ids separated by commas.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ids(pub Vec<u32>);
-
-impl std::str::FromStr for Ids {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Ids, String> {
-        let id = |part: &str| {
-            let part = part.trim();
-            part.parse().map_err(|_| format!("{part:?} is not a token id; write for example 1,2,3"))
-        };
-        text.split(',').map(id).collect::<Result<_, _>>().map(Ids)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -468,30 +458,22 @@ mod tests {
     }
 
     #[test]
-    fn widths() {
-        use airllm::{Bits, Target};
-        assert_eq!("4".parse::<Width>().unwrap().0, Target::Uniform(Bits::Q4));
-        assert_eq!("4.0".parse::<Width>().unwrap().0, Target::Average(4.0));
-        assert_eq!("3.7".parse::<Width>().unwrap().0, Target::Average(3.7));
-        for bad in ["", "7", "x", "3,7", "0.0", "-3.5", "17.5", "inf.", "4.x"] {
-            assert!(bad.parse::<Width>().unwrap_err().contains("expected"), "{bad}");
-        }
-    }
-
-    #[test]
-    fn ids() {
-        assert_eq!("1, 2,3".parse::<Ids>().unwrap().0, [1, 2, 3]);
-        for bad in ["", "1,,2", "-1", "1;2", "4294967296", "x"] {
-            assert!(bad.parse::<Ids>().unwrap_err().contains("is not a token id"), "{bad}");
-        }
-    }
-
-    #[test]
     fn common_options_go_anywhere() {
         for line in ["airllm --ram 1GB generate x", "airllm generate x --ram 1GB"] {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             assert_eq!(cli.common.ram, Some(Size(1_000_000_000)));
             assert_eq!(cli.common.model, None);
+            assert_eq!((cli.common.vram, cli.common.device), (None, None));
         }
+    }
+
+    #[test]
+    fn devices_and_their_memory() {
+        use airllm::Device;
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        let common = parse("airllm plan --device cuda:1 --vram 4GB").unwrap().common;
+        assert_eq!((common.device, common.vram), (Some(Device::Cuda(1)), Some(Size(4_000_000_000))));
+        let error = parse("airllm plan --device gpu").unwrap_err().to_string();
+        assert!(error.contains("expected auto, cpu, cuda or cuda:N"), "{error}");
     }
 }

@@ -5,7 +5,7 @@ use crate::exit::{Failure, Result, usage};
 use crate::progress::Bars;
 use crate::{input, model, output};
 use airllm::eval::Estimate;
-use airllm::{AutoModel, Builder, Cancel, Checkpoint, Error, Evaluating, Evaluation, Windows};
+use airllm::{AutoModel, Builder, Cancel, Checkpoint, Error, Evaluating, Evaluation, KvFormat, Windows};
 use anyhow::Context;
 use serde::Serialize;
 use std::path::Path;
@@ -32,9 +32,11 @@ pub fn run(common: &Common, args: &Eval, cancel: &Cancel) -> Result<()> {
     let plain = model::tuning(model::builder(common, cancel, &bars), &args.running.tuning);
     let builder =
         model::adapters(model::weights(plain.clone(), &args.running.weights)?, &args.running.adapters);
+    // The reference keeps its keys and values as it computes them.
+    let builder = builder.kv(args.running.cache.kv);
     let checkpoint = model::find(&builder, common, None)?;
     let windows = windows(&builder, &checkpoint, &text, args)?;
-    let other = plain.offline(args.running.weights.offline);
+    let other = plain.kv(KvFormat::F32).offline(args.running.weights.offline);
     let reference = match &args.reference {
         None => None,
         Some(name) => {
@@ -100,14 +102,25 @@ fn load(
     let Some(reference) = reference else { return Ok((builder.load(checkpoint)?, None)) };
     let free = || airllm::available_memory().map(|free| free - free / LEFT_FREE);
     let budget = common.ram.map(|ram| ram.0).or_else(free);
-    let give = |builder: Builder, bytes: Option<u64>| match bytes {
-        Some(bytes) => builder.ram(bytes),
-        None => builder,
+    let free =
+        || airllm::available_vram(common.device.unwrap_or_default()).map(|free| free - free / LEFT_FREE);
+    let vram = common.vram.map(|vram| vram.0).or_else(free);
+    let give = |mut builder: Builder, ram: Option<u64>, vram: Option<u64>| {
+        if let Some(bytes) = ram {
+            builder = builder.ram(bytes);
+        }
+        if let Some(bytes) = vram {
+            builder = builder.vram(bytes);
+        }
+        builder
     };
-    let model = give(builder, budget.map(|bytes| bytes / 2)).load(checkpoint);
+    let half = |budget: Option<u64>| budget.map(|bytes| bytes / 2);
+    let model = give(builder, half(budget), half(vram)).load(checkpoint);
     let model = model.context("the model, in half of the memory budget").map_err(Failure::from)?;
-    let rest = budget.map(|bytes| bytes.saturating_sub(model.plan().plan.ram));
-    let reference = give(other.evaluating(windows), rest).load(reference);
+    let plan = &model.plan().plan;
+    let rest = |budget: Option<u64>, taken: u64| budget.map(|bytes| bytes.saturating_sub(taken));
+    let (ram, vram) = (rest(budget, plan.ram), rest(vram, plan.vram));
+    let reference = give(other.evaluating(windows), ram, vram).load(reference);
     let reference = reference.context("the reference, in the memory that the model leaves");
     Ok((model, Some(reference.map_err(Failure::from)?)))
 }

@@ -1,4 +1,4 @@
-//! The `airllm` command: generate, chat, prepare, merge, inspect, plan, sensitivity, logits, eval, tokenize, cache.
+//! The `airllm` command: generate, chat, prepare, merge, inspect, plan, devices, sensitivity, logits, eval, tokenize, cache.
 //!
 //! Standard output carries only results; progress and the closing physics line go to standard error.
 //! Everything a command does is done by the `airllm` library; here are arguments, bars and tables.
@@ -8,6 +8,7 @@ mod cache;
 mod chat;
 mod compare;
 mod demo;
+mod devices;
 mod eval;
 mod exit;
 mod generate;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => merge::run(common, args, &cancel),
         Command::Inspect(args) => inspect::run(common, args, &cancel),
         Command::Plan(args) => plan::run(common, args, &cancel),
+        Command::Devices => devices::run(common),
         Command::Sensitivity(args) => sensitivity::run(common, args, &cancel),
         Command::Logits(args) => logits::run(common, args, &cancel),
         Command::Eval(args) => eval::run(common, args, &cancel),

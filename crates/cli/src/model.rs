@@ -15,6 +15,12 @@ pub fn builder(common: &Common, cancel: &Cancel, bars: &Arc<Bars>) -> Builder {
     if let Some(ram) = common.ram {
         builder = builder.ram(ram.0);
     }
+    if let Some(vram) = common.vram {
+        builder = builder.vram(vram.0);
+    }
+    if let Some(device) = common.device {
+        builder = builder.device(device);
+    }
     if let Some(threads) = common.threads {
         builder = builder.threads(usize::from(threads));
     }
@@ -43,7 +49,8 @@ pub fn weights(mut builder: Builder, args: &Weights) -> Result<Builder> {
 
 /// Adds all that can be chosen about a model that runs.
 pub fn running(builder: Builder, args: &Running) -> Result<Builder> {
-    Ok(tuning(adapters(weights(builder, &args.weights)?, &args.adapters), &args.tuning))
+    let builder = adapters(weights(builder, &args.weights)?, &args.adapters);
+    Ok(tuning(builder.kv(args.cache.kv), &args.tuning))
 }
 
 /// Adds what is added to the weights.
@@ -65,7 +72,7 @@ pub fn tuning(mut builder: Builder, args: &Tuning) -> Builder {
     if let Some(tokens) = args.batch_tokens {
         builder = builder.batch_tokens(tokens);
     }
-    builder
+    builder.host_layers(args.host_layers.0)
 }
 
 /// Finds the model that was named, by option or by argument.

@@ -24,20 +24,31 @@ pub fn run(common: &Common, args: &Plan, cancel: &Cancel) -> Result<()> {
         return output::json(&object);
     }
     output::text(&units(&forecast))?;
-    output::text(&summary(&forecast))
+    output::text(&summary(&forecast))?;
+    if let Some(why) = &forecast.device.why_not_gpu {
+        output::note(&format!("no GPU: {why}"));
+    }
+    Ok(())
 }
 
 /// Where every unit lives; the experts of a layer share a line.
 fn units(forecast: &Forecast) -> String {
+    let plan = &forecast.plan;
+    let gpu = forecast.device.is_gpu();
     let mut rows: Vec<Row> = Vec::new();
-    for (unit, &pinned) in forecast.units.iter().zip(&forecast.plan.pinned) {
+    for (index, unit) in forecast.units.iter().enumerate() {
+        let pinned = plan.pinned[index];
         let lives = match (unit.on_demand.is_some(), pinned, unit.per_pass) {
+            _ if plan.resident[index] => "GPU memory",
+            _ if plan.on_host[index] => "memory, computed there",
+            (_, true, 1..) if gpu => "memory, uploaded",
             (_, true, _) => "memory",
             (true, ..) => "disk, on demand",
             (_, _, 0) => "disk, by row",
+            _ if gpu => "disk, uploaded",
             _ => "disk, streamed",
         };
-        let read = if pinned { 0 } else { unit.per_pass };
+        let read = if pinned || plan.resident[index] { 0 } else { unit.per_pass };
         let layer = unit.name.split_once(".expert.").map(|(layer, _)| layer);
         let name = layer.map_or_else(|| unit.name.clone(), |layer| format!("{layer}, experts"));
         match rows.last_mut() {
@@ -65,6 +76,33 @@ struct Row {
 }
 
 fn summary(forecast: &Forecast) -> String {
+    let mut lines = if forecast.device.is_gpu() { gpu(forecast) } else { Vec::new() };
+    lines.extend(memory(forecast));
+    lines.extend(speed(forecast));
+    lines.into_iter().map(|(name, value)| format!("{name:<11} {value}\n")).collect()
+}
+
+type Lines = Vec<(&'static str, String)>;
+
+/// What the GPU's memory holds.
+fn gpu(forecast: &Forecast) -> Lines {
+    let plan = &forecast.plan;
+    let budget = forecast.vram_budget.map_or(String::new(), |bytes| format!(" of {}", Size(bytes)));
+    let ring = match plan.device_slots {
+        0 => "none, all layers are there".to_owned(),
+        slots => format!("{slots} slots of {}", Size(plan.slot_bytes as u64)),
+    };
+    vec![
+        ("device", format!("{} ({})", forecast.device.name, forecast.device.device)),
+        ("GPU memory", format!("{}{budget}", Size(plan.vram))),
+        ("  weights", Size(plan.resident_bytes).to_string()),
+        ("  ring", ring),
+        ("  other", format!("{} ({})", Size(forecast.device_fixed), passes(forecast))),
+    ]
+}
+
+/// What the host's memory holds.
+fn memory(forecast: &Forecast) -> Lines {
     let plan = &forecast.plan;
     let budget = match forecast.budget {
         Some(bytes) => format!("of {}", Size(bytes)),
@@ -76,37 +114,54 @@ fn summary(forecast: &Forecast) -> String {
     };
     let mut lines = vec![
         ("memory", format!("{} {budget}", Size(plan.ram))),
-        ("  weights", Size(plan.resident).to_string()),
-        ("  ring", ring),
-        (
-            "  other",
-            format!(
-                "{} (context {} tokens, passes of up to {})",
-                Size(forecast.fixed),
-                forecast.context,
-                forecast.batch_tokens
-            ),
-        ),
-        ("per token", format!("{} of weights, {} from disk", Size(plan.bytes_per_pass), Size(plan.streamed))),
-        (
-            "measured",
-            format!(
-                "disk {}, memory {}/s",
-                match forecast.disk_measured {
-                    true => format!("{}/s", Size(forecast.hardware.disk as u64)),
-                    false => "not measured (the files are small)".to_owned(),
-                },
-                Size(forecast.hardware.memory as u64)
-            ),
-        ),
-        ("expected", format!("{:.3} tokens/s, bottleneck {}", forecast.tokens_per_s(), plan.bottleneck)),
+        ("  weights", Size(plan.pinned_bytes).to_string()),
     ];
     if let Some(rate) = plan.expert_hit_rate {
         let held = Size(plan.expert_cache_bytes);
         let line =
             format!("{held} for those used lately, {:.0} % expected to be there at least", rate * 100.0);
-        lines.insert(3, ("  experts", line));
+        lines.push(("  experts", line));
     }
+    lines.push(("  ring", ring));
+    let other = Size(forecast.fixed);
+    lines.push(match forecast.device.is_gpu() {
+        true => ("  other", other.to_string()),
+        false => ("  other", format!("{other} ({})", passes(forecast))),
+    });
+    lines
+}
+
+fn passes(forecast: &Forecast) -> String {
+    format!(
+        "context {} tokens, {} as {}, passes of up to {}",
+        forecast.context,
+        Size(forecast.kv_bytes),
+        forecast.kv,
+        forecast.batch_tokens
+    )
+}
+
+/// How fast it will be, and what would be faster.
+fn speed(forecast: &Forecast) -> Lines {
+    let plan = &forecast.plan;
+    let disk = match forecast.disk_measured {
+        true => format!("{}/s", Size(forecast.hardware.disk as u64)),
+        false => "not measured (the files are small)".to_owned(),
+    };
+    let mut per_token =
+        format!("{} of weights, {} from disk", Size(plan.bytes_per_pass), Size(plan.streamed));
+    let mut measured = format!("disk {disk}, memory {}/s", Size(forecast.hardware.memory as u64));
+    if let Some(gpu) = forecast.hardware.gpu {
+        per_token += &format!(", {} to the GPU", Size(plan.uploaded));
+        measured += &format!(", copy {}/s, GPU {}/s", Size(gpu.upload as u64), Size(gpu.memory as u64));
+    }
+    let mut lines = vec![("per token", per_token), ("measured", measured)];
+    if forecast.device.is_gpu() {
+        let lanes = plan.lanes.iter().map(|it| format!("{} {:.4} s", it.lane, it.seconds));
+        lines.push(("lanes", lanes.collect::<Vec<_>>().join(", ")));
+    }
+    let expected = format!("{:.3} tokens/s, bottleneck {}", forecast.tokens_per_s(), plan.bottleneck);
+    lines.push(("expected", expected));
     if forecast.repacked > 0 {
         let line = format!(
             "{} per token while it is read, which the processor limits; `airllm prepare` does it once",
@@ -122,5 +177,5 @@ fn summary(forecast: &Forecast) -> String {
             format!("--bits {bits}: {rate:.3} tokens/s, {:.1} times as fast", other.speedup),
         ));
     }
-    lines.into_iter().map(|(name, value)| format!("{name:<11} {value}\n")).collect()
+    lines
 }

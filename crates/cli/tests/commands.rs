@@ -156,6 +156,28 @@ fn logits_and_hidden_states() {
 }
 
 #[test]
+fn caches_of_fewer_bits() {
+    let place = Place::new();
+    let plan = |kv: &[&str]| place.json(&[&["plan", "--context", "512"], kv].concat());
+    let (f32, f16, q8) = (plan(&[]), plan(&["--kv", "f16"]), plan(&["--kv", "q8"]));
+    let bytes = |plan: &serde_json::Value| plan["kv_bytes"].as_u64().unwrap();
+    // 5 layers with 2 heads of 64 numbers, keys and values.
+    assert_eq!((f32["kv"].as_str(), bytes(&f32)), (Some("f32"), 512 * 5 * 2 * 2 * 256));
+    assert_eq!((f16["kv"].as_str(), bytes(&f16)), (Some("f16"), 512 * 5 * 2 * 2 * 128));
+    assert_eq!((q8["kv"].as_str(), bytes(&q8)), (Some("q8"), 512 * 5 * 2 * 2 * 80));
+    let ram = |plan: &serde_json::Value| plan["plan"]["ram"].as_u64().unwrap();
+    assert_eq!(ram(&f32) - ram(&q8), bytes(&f32) - bytes(&q8));
+    let text = place.ok(&["plan", "--kv", "f16", "--context", "512"]);
+    assert!(text.contains("context 512 tokens, 1.31 MB as f16"), "{text}");
+
+    let said = |kv| place.json(&["generate", "Once upon a time", "-n", "12", "--kv", kv])["text"].clone();
+    let exact = said("f32");
+    assert!(exact.as_str().is_some_and(|text| !text.is_empty()), "{exact}");
+    assert_eq!((said("f16"), said("q8")), (exact.clone(), exact));
+    place.refused(&["generate", "x", "--kv", "q4"], 2, &["f32, f16 or q8, not \"q4\""]);
+}
+
+#[test]
 fn prepare_inspect_plan() {
     let place = Place::with_model();
     let model = place.model();

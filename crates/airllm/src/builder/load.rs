@@ -1,8 +1,9 @@
 //! From what was chosen to a model that runs: prepare, plan, start the stream.
 
-use super::{Builder, Device};
+use super::Builder;
 use crate::adapter::open_all;
 use crate::checkpoint::{Checkpoint, Form, prepared_catalog};
+use crate::device::{Chosen, Opened};
 use crate::engine::{Engine, Runner};
 use crate::error::At;
 use crate::forecast::{Forecast, Want, alternatives, forecast, repacked};
@@ -10,11 +11,12 @@ use crate::source::Stoppable;
 use crate::weights::Weights;
 use crate::{Adapter, AutoModel, Cache, Error, Preparation, Result, hardware};
 use airllm_format::{Bits, Prepared, ReadMode, Repo};
-use airllm_kernels::Cpu;
-use airllm_model::{LowRank, Model, bind};
+use airllm_kernels::{Cpu, Ops};
+use airllm_model::{Binding, Config, KvFormat, LowRank, Model, bind};
 use airllm_stream::{Catalog, Hardware, Options, Pipeline, Request, Timeline};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Rates of this machine, and what follows from them.
 pub(super) struct Measured {
@@ -30,6 +32,36 @@ const CACHE_TOKENS: usize = 4096;
 
 /// What is left to others where the budget is "all that is free": a sixteenth.
 const LEFT_FREE: u64 = 16;
+
+/// What an engine starts with, whatever the device.
+struct Start<'a> {
+    source: Arc<Stoppable>,
+    catalog: Catalog,
+    options: Options,
+    config: Config,
+    binding: Binding,
+    batch_tokens: usize,
+    kv: KvFormat,
+    /// Bytes of a GPU's memory that the plan takes, but for what the driver has already.
+    device_bytes: usize,
+    additions: &'a [LowRank],
+    stop: Arc<AtomicBool>,
+}
+
+impl Start<'_> {
+    fn on<D: Ops>(self, device: Arc<D>) -> Result<Box<dyn Engine>> {
+        if self.device_bytes > 0 {
+            // Got at once and given back to the device's pool, which then has it in one piece: nothing is lost between
+            // buffers of many sizes.
+            drop(device.alloc(self.device_bytes)?);
+        }
+        let mut weights = Pipeline::start(device.clone(), self.source, self.catalog, &self.options)?;
+        weights.stop_when(self.stop);
+        let mut model = Model::new(device, self.config, self.binding, self.batch_tokens)?;
+        model.adapt(self.additions)?;
+        Ok(Box::new(Runner::new(model, weights, self.kv)))
+    }
+}
 
 impl Builder {
     /// Makes sure that there are shards of a model: those it has, those in the cache, or new ones.
@@ -97,8 +129,9 @@ impl Builder {
                 _ => (self.catalog(checkpoint)?, 0),
             },
         };
-        let measured = self.measure(&files)?;
-        let mut want = self.want(checkpoint, &catalog, making);
+        let chosen = self.open_device()?;
+        let measured = self.measure(&files, &chosen)?;
+        let mut want = self.want(checkpoint, &catalog, making, &chosen);
         want.additions = self.additions(checkpoint)?;
         let mut forecast = forecast(checkpoint.config(), &catalog, measured.hardware, &want)?;
         forecast.disk_measured = measured.disk;
@@ -117,10 +150,12 @@ impl Builder {
     /// [`shards`](Self::shards) asks for some; with other bits it is prepared first, if need be.
     pub fn load(&self, checkpoint: &Checkpoint) -> Result<AutoModel> {
         let config = checkpoint.config().clone();
+        // First: without the device that was asked for nothing needs to be prepared.
+        let chosen = self.open_device()?;
         let weights = self.weights(checkpoint)?;
         let binding = bind(&config, &weights.catalog)?;
-        let measured = self.measure(&weights.files)?;
-        let mut want = self.want(checkpoint, &weights.catalog, weights.making);
+        let measured = self.measure(&weights.files, &chosen)?;
+        let mut want = self.want(checkpoint, &weights.catalog, weights.making, &chosen);
         want.additions = self.additions(checkpoint)?;
         let catalog = weights.catalog;
         let mut forecast = forecast(&config, &catalog, measured.hardware, &want)?;
@@ -128,15 +163,21 @@ impl Builder {
         let source = weights.source.open(&weights.files, measured.mode)?;
         let source = Arc::new(Stoppable::new(source, self.cancel.clone()));
         let options = Options::of(&forecast.plan, Arc::new(Timeline::new(self.timeline)));
-        let engine: Box<dyn Engine> = match self.device {
-            Device::Cpu => {
-                let device = Arc::new(Cpu::new(self.thread_count()));
-                let mut weights = Pipeline::start(device.clone(), source, catalog, &options)?;
-                weights.stop_when(self.cancel.shared());
-                let mut model = Model::new(device, config.clone(), binding, forecast.batch_tokens)?;
-                model.adapt(&want.additions)?;
-                Box::new(Runner::new(model, weights))
-            }
+        let start = Start {
+            source,
+            catalog,
+            options,
+            config: config.clone(),
+            binding,
+            batch_tokens: forecast.batch_tokens,
+            kv: forecast.kv,
+            device_bytes: usize::try_from(forecast.device_bytes()).unwrap_or(usize::MAX),
+            additions: &want.additions,
+            stop: self.cancel.shared(),
+        };
+        let engine = match chosen.opened {
+            Opened::Cpu => start.on(Arc::new(Cpu::new(self.thread_count())))?,
+            Opened::Cuda(cuda) => start.on(cuda)?,
         };
         let tokenizer = checkpoint.tokenizer().map_err(|error| error.to_string());
         Ok(AutoModel::new(crate::auto::Parts {
@@ -239,27 +280,39 @@ impl Builder {
     }
 
     pub(super) fn thread_count(&self) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        self.threads.unwrap_or_else(cores)
+        self.threads.unwrap_or_else(hardware::cores)
     }
 
-    /// The rates of disk and memory, and the better way to read these files.
-    pub(super) fn measure(&self, files: &[PathBuf]) -> Result<Measured> {
+    /// Opens the device.
+    pub(super) fn open_device(&self) -> Result<Chosen> {
+        Chosen::new(self.device, self.vram, self.thread_count())
+    }
+
+    /// The rates of disk, memory and device, and the better way to read these files.
+    pub(super) fn measure(&self, files: &[PathBuf], chosen: &Chosen) -> Result<Measured> {
         let (disk, mode) = hardware::disk(files, self.readers)?;
         let memory = hardware::memory(self.thread_count(), self.ram.map_or(u64::MAX, |ram| ram / 4));
         let measured = disk > 0.0;
         // Files too small to be timed are read about as fast as memory is copied.
         let disk = if measured { disk } else { memory / 2.0 };
-        Ok(Measured { hardware: Hardware { disk, memory }, disk: measured, mode })
+        Ok(Measured { hardware: Hardware { disk, memory, gpu: chosen.gpu }, disk: measured, mode })
     }
 
-    pub(super) fn want(&self, checkpoint: &Checkpoint, catalog: &Catalog, making: u64) -> Want {
+    pub(super) fn want(
+        &self,
+        checkpoint: &Checkpoint,
+        catalog: &Catalog,
+        making: u64,
+        chosen: &Chosen,
+    ) -> Want {
         let weights: usize = catalog.units.iter().map(airllm_stream::Unit::bytes).sum();
         let limit = self.limit(checkpoint).unwrap_or(CACHE_TOKENS);
         let may_shrink = self.cache_tokens.is_none() && self.context.is_none() && self.windows.is_none();
         let sequence = if self.context.is_some() { limit } else { limit.min(CACHE_TOKENS) };
         let request = Request {
             ram: self.ram.or_else(|| self.free_memory(weights as u64)),
+            vram: chosen.vram,
+            host_layers: self.host_layers,
             readers: self.readers,
             slots: self.slots,
             slot_bytes: self.slot_bytes,
@@ -268,11 +321,13 @@ impl Builder {
             request,
             cache_tokens: self.cache_tokens.unwrap_or(sequence.saturating_mul(self.max_batch)),
             cache_may_shrink: may_shrink,
+            kv: self.kv,
             batch_tokens: self.batch_tokens,
             logit_rows: self.max_batch,
             windows: self.windows,
             additions: Arc::from([]),
             making,
+            device: chosen.report.clone(),
         }
     }
 

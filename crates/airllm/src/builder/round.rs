@@ -54,8 +54,9 @@ impl Builder {
     /// Expected tokens a second of a checkpoint as it is, and with these formats: bytes are time.
     pub fn gain(&self, checkpoint: &Checkpoint, widths: &Widths) -> Result<(f64, f64)> {
         let catalog = checkpoint.catalog(None)?;
-        let measured = self.measure(&checkpoint.files())?;
-        let want = self.want(checkpoint, &catalog, 0);
+        let chosen = self.open_device()?;
+        let measured = self.measure(&checkpoint.files(), &chosen)?;
+        let want = self.want(checkpoint, &catalog, 0, &chosen);
         let rounded = with_widths(catalog.clone(), widths);
         let rate = |catalog: &Catalog| -> Result<f64> {
             Ok(forecast(checkpoint.config(), catalog, measured.hardware, &want)?.tokens_per_s())

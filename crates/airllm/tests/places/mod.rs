@@ -36,7 +36,11 @@ impl Place {
     }
 
     pub fn builder(&self) -> Builder {
-        AutoModel::builder().home(self.path("home")).threads(2).calibration_tokens(TOKENS)
+        AutoModel::builder()
+            .device(airllm::Device::Cpu)
+            .home(self.path("home"))
+            .threads(2)
+            .calibration_tokens(TOKENS)
     }
 
     pub fn model(&self) -> Checkpoint {

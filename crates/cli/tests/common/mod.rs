@@ -31,11 +31,16 @@ impl Place {
         self.path("model").to_str().unwrap().to_owned()
     }
 
-    /// The binary, with this place's cache and without the network.
+    /// The binary, with this place's cache, without the network, and without a GPU.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_airllm"));
         command.args(args).env_clear().env("AIRLLM_HOME", self.path("home")).env("HF_HOME", self.path("hf"));
-        command.env("HF_HUB_OFFLINE", "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .env("HF_HUB_OFFLINE", "1")
+            .env("CUDA_VISIBLE_DEVICES", "")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command
     }
 
