@@ -3,8 +3,12 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The root of the repository.
+/// The root of the repository: where this was built, or what `AIRLLM_REPOSITORY` says, for programs that were taken away
+/// from there.
 pub fn repository() -> PathBuf {
+    if let Some(elsewhere) = std::env::var_os("AIRLLM_REPOSITORY") {
+        return elsewhere.into();
+    }
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_path_buf()
 }

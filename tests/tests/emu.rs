@@ -1,7 +1,10 @@
 //! The CUDA kernels, thread by thread on the host, against the cases that every device must pass.
 
 use airllm_format::NumFormat;
-use airllm_kernels::{Attend, Columns, Emu, EmuBuf, Error, Matrix, Memory, Ops, Order, Rung, conformance};
+use airllm_kernels::{
+    Attend, Columns, Emu, EmuBuf, Error, Heads, KvFormat, Matrix, Memory, Ops, Order, Regime, Rung, Tokens,
+    conformance,
+};
 
 conformance!(forward, Emu::new(Order::Forward));
 conformance!(reverse, Emu::new(Order::Reverse));
@@ -60,7 +63,8 @@ fn products_do_not_depend_on_company_cut_or_order() {
                 let x = upload(&emu, &x[token * cols..][..tokens * cols]);
                 let mut y = emu.alloc(tokens * count * 4).unwrap();
                 let out = Columns { stride: count, first: 0 };
-                emu.matmul(Matrix { data, format, rows: count, cols }, &x, tokens, &mut y, out).unwrap();
+                emu.matmul(Matrix { data, format, rows: count, cols }, &x, Tokens::few(tokens), &mut y, out)
+                    .unwrap();
                 bits(&emu, &y)
             };
             let all = product(Order::Forward, 0, rows, 0, n);
@@ -83,7 +87,7 @@ fn products_do_not_depend_on_company_cut_or_order() {
 /// What a query gets depends on the cache and its position, not on the queries beside it.
 #[test]
 fn attention_does_not_depend_on_the_cut() {
-    for window in [0, 70] {
+    for (window, cache) in [(0, KvFormat::F32), (70, KvFormat::F32), (0, KvFormat::F16), (70, KvFormat::Q8)] {
         let (n, start, heads, kv_heads, head_dim, value_dim) = (9, 190, 6, 2, 40, 24);
         let whole = Attend {
             first: 0,
@@ -97,12 +101,21 @@ fn attention_does_not_depend_on_the_cut() {
             softcap: 0.0,
             window,
             alibi: true,
+            regime: Regime::Token,
+            cache,
         };
         let run = |order, cut: usize| {
             let emu = Emu::new(order);
+            let stored = |dim: usize, seed| {
+                let (rows, row) = (start + n, Heads { heads: kv_heads, dim, cache });
+                let x = upload(&emu, &numbers(rows * kv_heads * dim, seed));
+                let mut to = emu.alloc(rows * row.row_bytes()).unwrap();
+                emu.store(&x, 0, start, row, &mut to, 0).unwrap();
+                emu.store(&x, start, n, row, &mut to, start).unwrap();
+                to
+            };
             let q = upload(&emu, &numbers(n * heads * head_dim, 7));
-            let k = upload(&emu, &numbers((start + n) * kv_heads * head_dim, 8));
-            let v = upload(&emu, &numbers((start + n) * kv_heads * value_dim, 9));
+            let (k, v) = (stored(head_dim, 8), stored(value_dim, 9));
             let mut out = emu.alloc(n * heads * value_dim * 4).unwrap();
             for first in (0..n).step_by(cut) {
                 let part = Attend { first, n: cut.min(n - first), start: start + first, ..whole };
@@ -112,7 +125,7 @@ fn attention_does_not_depend_on_the_cut() {
         };
         let at_once = run(Order::Forward, n);
         for (order, cut) in [(Order::Forward, 1), (Order::Reverse, 4), (Order::Random(3), 2)] {
-            assert!(run(order, cut) == at_once, "window {window}, {cut} queries a call, {order:?}");
+            assert!(run(order, cut) == at_once, "{cache}, window {window}, {cut} queries a call, {order:?}");
         }
     }
 }
@@ -124,7 +137,13 @@ fn what_kernels_cannot_read_is_refused() {
     let (x, mut y) = (emu.alloc(4096).unwrap(), emu.alloc(4096).unwrap());
     let mut product = |format, at: usize| {
         let data = emu.view(&w, at..at + 1024).unwrap();
-        emu.matmul(Matrix { data, format, rows: 1, cols: 32 }, &x, 1, &mut y, Columns { stride: 1, first: 0 })
+        emu.matmul(
+            Matrix { data, format, rows: 1, cols: 32 },
+            &x,
+            Tokens::few(1),
+            &mut y,
+            Columns { stride: 1, first: 0 },
+        )
     };
     product(NumFormat::Q4, 16).unwrap();
     product(NumFormat::F16, 3).unwrap();
@@ -136,7 +155,8 @@ fn what_kernels_cannot_read_is_refused() {
     let bias = emu.view(&w, 2..34).unwrap();
     refused(emu.add_bias(&mut y, bias, 1, 8), "bias starts 2 bytes after a multiple of 4");
     let mut out = emu.alloc(32768).unwrap();
-    let one = Attend { n: 1, heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, ..Attend::default() };
+    let regime = Regime::Prompt;
+    let one = Attend { n: 1, heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, regime, ..Attend::default() };
     let v = emu.alloc(32768).unwrap();
     emu.attend(&x, &x, &v, &mut out, Attend { value_dim: 1981, ..one }).unwrap();
     refused(

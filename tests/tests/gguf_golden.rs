@@ -77,7 +77,11 @@ fn goldens_of_every_family() {
         let bytes = std::fs::read(shared.join("fixtures").join(name).join("golden.safetensors")).unwrap();
         let golden = SafeTensors::deserialize(&bytes).unwrap();
         let path = write(&shared, name, Kind::F32, home.path());
-        let builder = AutoModel::builder().home(home.path()).threads(2).slot_bytes(32 << 10);
+        let builder = AutoModel::builder()
+            .device(airllm::Device::Cpu)
+            .home(home.path())
+            .threads(2)
+            .slot_bytes(32 << 10);
         let model = builder.from_pretrained(path.to_str().unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
         for prompt in ["p0", "p1", "p2"] {
             let (_, worst) = distance(&model, &golden, prompt);
@@ -112,7 +116,11 @@ fn quantised_files_are_as_near_as_their_bits() {
         (Kind::Q6K, four / 2.0),
     ] {
         let path = write(&shared, name, kind, home.path());
-        let model = AutoModel::builder().home(home.path()).from_pretrained(path.to_str().unwrap()).unwrap();
+        let model = AutoModel::builder()
+            .device(airllm::Device::Cpu)
+            .home(home.path())
+            .from_pretrained(path.to_str().unwrap())
+            .unwrap();
         let (error, _) = distance(&model, &golden, "p2");
         assert!(error <= most && error > 0.0, "{kind:?}: {error}, at most {most}");
     }
@@ -138,7 +146,11 @@ fn a_file_is_a_model_for_every_command() {
     run(&["prepare", "--out", out.to_str().unwrap()]);
     std::fs::remove_file(&path).unwrap();
     let options = Generation::default().max_new_tokens(4).ignore_eos(true);
-    let model = AutoModel::builder().home(home.path()).from_pretrained(out.to_str().unwrap()).unwrap();
+    let model = AutoModel::builder()
+        .device(airllm::Device::Cpu)
+        .home(home.path())
+        .from_pretrained(out.to_str().unwrap())
+        .unwrap();
     let mut answer = model.generate("hello", &options).unwrap();
     answer.by_ref().for_each(|piece| drop(piece.unwrap()));
     let ids: Vec<u64> = text["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();

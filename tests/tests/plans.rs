@@ -4,8 +4,8 @@
 use airllm::{AutoModel, Bits, Checkpoint, Generation};
 use airllm_format::{FaultSource, LayerSource, ReadMode};
 use airllm_kernels::Cpu;
-use airllm_model::{Model, Span, Want, bind};
-use airllm_stream::{ExpertCache, Options, Pipeline, Timeline};
+use airllm_model::{KvFormat, Model, Span, Want, bind};
+use airllm_stream::{ExpertCache, OnDevice, Options, Pipeline, Timeline};
 use airllm_tests::checkpoint::{self, Dtype, Shape};
 use proptest::prelude::*;
 use std::path::Path;
@@ -105,6 +105,7 @@ fn run(model: &Made, layout: &Layout) -> Vec<Vec<u32>> {
         slots: layout.slots,
         slot_bytes: layout.slot_bytes,
         readers: layout.readers,
+        device: OnDevice::default(),
         timeline: Arc::new(Timeline::new(false)),
     };
     let device = Arc::new(Cpu::new(layout.threads));
@@ -113,7 +114,8 @@ fn run(model: &Made, layout: &Layout) -> Vec<Vec<u32>> {
     let mut runner = Model::new(device, config, binding, layout.tokens_per_pass.max(PROMPTS.len())).unwrap();
 
     let mut results = Vec::new();
-    let mut sequences: Vec<_> = PROMPTS.iter().map(|p| runner.sequence(p.len() + DECODED).unwrap()).collect();
+    let mut sequences: Vec<_> =
+        PROMPTS.iter().map(|p| runner.sequence(KvFormat::F32, p.len() + DECODED).unwrap()).collect();
     let mut next = Vec::new();
     for (prompt, seq) in PROMPTS.iter().zip(&mut sequences) {
         let mut rows = Vec::new();
@@ -222,7 +224,11 @@ fn budgets_set_by_the_user_do_not_change_text() {
     checkpoint::Checkpoint::new(shape).seed(9).write(&dir.path().join("model")).unwrap();
     let model = dir.path().join("model");
     let ids = |ram: Option<u64>, threads: usize| {
-        let builder = AutoModel::builder().home(dir.path().join("home")).threads(threads).context(64);
+        let builder = AutoModel::builder()
+            .device(airllm::Device::Cpu)
+            .home(dir.path().join("home"))
+            .threads(threads)
+            .context(64);
         let builder = ram.map_or(builder.clone(), |ram| builder.ram(ram));
         let model = builder.from_pretrained(path(&model)).unwrap();
         let streamed = model.plan().plan.streamed;
@@ -248,7 +254,7 @@ fn budgets_set_by_the_user_do_not_change_text() {
 
 /// The budget that a refusal names as the least that works.
 fn smallest_budget(model: &Path, dir: &Path) -> u64 {
-    let builder = AutoModel::builder().home(dir.join("home")).context(64).ram(1);
+    let builder = AutoModel::builder().device(airllm::Device::Cpu).home(dir.join("home")).context(64).ram(1);
     match builder.from_pretrained(path(model)) {
         Err(airllm::Error::Budget { need, .. }) => need,
         Err(error) => panic!("refused for another reason: {error}"),
