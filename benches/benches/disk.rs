@@ -8,7 +8,9 @@
 use airllm_benches::{Row, best, median, report};
 use airllm_format::{FileSource, NumFormat, ReadMode};
 use airllm_kernels::Cpu;
-use airllm_stream::{Catalog, Error, ExpertCache, Options, Pipeline, Tensor, TensorId, Timeline, Unit};
+use airllm_stream::{
+    Catalog, Error, ExpertCache, OnDevice, Options, Pipeline, Tensor, TensorId, Timeline, Unit,
+};
 use memmap2::{Advice, Mmap, MmapMut, UncheckedAdvice};
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
@@ -172,7 +174,15 @@ fn ring(path: &Path, bytes: u64) -> Option<u64> {
         pass: vec![id],
     };
     let (experts, timeline) = (ExpertCache::default(), Arc::new(Timeline::new(false)));
-    let options = Options { pinned: vec![], slots: 4, slot_bytes: BLOCK, readers: 2, experts, timeline };
+    let options = Options {
+        pinned: vec![],
+        slots: 4,
+        slot_bytes: BLOCK,
+        readers: 2,
+        experts,
+        device: OnDevice::default(),
+        timeline,
+    };
     let mut stream = Pipeline::start(Arc::new(Cpu::new(1)), Arc::new(source), catalog, &options).ok()?;
     stream.rows::<Error, _>(id, |_| Ok(())).ok()?;
     Some(stream.stats().bytes_read)

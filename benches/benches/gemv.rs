@@ -1,13 +1,13 @@
 //! Matrix times vector: GB/s of weights per number format, against what plain reading gives.
 //!
-//! `cargo bench -p airllm-benches --bench gemv`
+//! `cargo bench -p airllm-benches --bench gemv`; on a GPU instead: `-- --cuda`
 //!
 //! The weights of a call are followed by other weights, half a gigabyte in all before they come round
 //! again, so that they are read from memory and not from a cache. Bandwidth drifts on shared machines:
 //! the table at the end measures all sides in turn, round by round, and shows medians.
 
 use airllm_format::NumFormat;
-use airllm_kernels::{Columns, Cpu, CpuBuf, Matrix, Memory, Ops};
+use airllm_kernels::{Columns, Cpu, CpuBuf, Matrix, Memory, Ops, Tokens};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -66,7 +66,9 @@ impl Bench {
 
     fn product(&mut self, w: Matrix<&[u8]>) {
         let out = Columns { stride: ROWS, first: 0 };
-        self.cpu.matmul(w, &self.x, self.n, &mut self.y, out).expect("operands of the right sizes");
+        self.cpu
+            .matmul(w, &self.x, Tokens::few(self.n), &mut self.y, out)
+            .expect("operands of the right sizes");
         black_box(&self.y);
     }
 }
@@ -170,6 +172,9 @@ fn table() {
 criterion_group!(benches, gemv);
 
 fn main() {
+    if std::env::args().any(|arg| arg == "--cuda") {
+        return airllm_benches::gpu::gemv::main();
+    }
     benches();
     // Without this argument the program is run as a test: once through, no measuring.
     if std::env::args().any(|a| a == "--bench") {

@@ -1,5 +1,5 @@
 //! `cargo bench --bench token [-- --json FILE]`: one-token decode of a random model, in memory and with
-//! half of it on disk, by number format.
+//! half of it on disk, by number format. On a GPU instead: `-- --cuda`, see `airllm_benches::gpu::token`.
 //!
 //! Printed and written: tokens per second (medians of several runs that take turns), and the achieved
 //! share of the slower lane's limit as measured on this machine just before (what `airllm plan` predicts).
@@ -26,6 +26,9 @@ const SHAPE: Shape = Shape {
 };
 
 fn main() {
+    if std::env::args().any(|arg| arg == "--cuda") {
+        return airllm_benches::gpu::token::main();
+    }
     let args: Vec<String> = std::env::args().collect();
     let value = |flag: &str| args.iter().position(|a| a == flag).and_then(|i| args.get(i + 1));
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("token-bench");
@@ -63,7 +66,8 @@ fn main() {
 
 /// Tokens per second of decoding, and what the plan predicted.
 fn run(dir: &Path, model: &Path, bits: Bits, share: Option<f64>) -> (f64, f64) {
-    let builder = AutoModel::builder().home(dir.join("home")).bits(bits).context(64);
+    let builder =
+        AutoModel::builder().device(airllm::Device::Cpu).home(dir.join("home")).bits(bits).context(64);
     let name = model.to_str().expect("the target folder's name is UTF-8");
     let builder = match share {
         None => builder,

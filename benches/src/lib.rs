@@ -7,8 +7,10 @@
 //! assert_eq!(row.ratio, Some(0.5));
 //! ```
 
+pub mod gpu;
+
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// One thing measured.
@@ -49,16 +51,33 @@ pub fn best(values: &[f64]) -> f64 {
     values.iter().copied().fold(f64::NAN, f64::max)
 }
 
-/// Prints a table, and writes the result file that `cargo xtask report` renders, if `json` names one.
+/// Whether benches are to run once through with small sizes, to see that they run: `AIRLLM_BENCH_QUICK` is set.
+pub fn quick() -> bool {
+    std::env::var_os("AIRLLM_BENCH_QUICK").is_some()
+}
+
+/// Prints a table, and writes the result file that `cargo xtask report` renders: into the folder that `AIRLLM_BENCH_OUT`
+/// names, or to `json`.
 ///
 /// # Panics
 /// When the file cannot be written.
 pub fn report(name: &str, command: &str, rows: &[Row], json: Option<&Path>) {
+    report_on(None, name, command, rows, json);
+}
+
+/// As [`report`], of what was measured on a GPU of this name.
+///
+/// # Panics
+/// When the file cannot be written.
+pub fn report_on(gpu: Option<&str>, name: &str, command: &str, rows: &[Row], json: Option<&Path>) {
     for row in rows {
         let ratio = row.ratio.map_or(String::new(), |r| format!("   {r:.2} of {}", row.against));
         println!("{:>40}  {:9.3} {}{ratio}", row.case, row.value, row.unit);
     }
-    let Some(path) = json else { return };
+    let date = first_line("date", &["-u", "+%Y-%m-%d"]);
+    let folder = std::env::var_os("AIRLLM_BENCH_OUT").map(PathBuf::from);
+    let named = folder.map(|folder| folder.join(format!("{date}-{name}.json")));
+    let Some(path) = json.map(Path::to_owned).or(named) else { return };
     let rows: Vec<_> = rows
         .iter()
         .map(|row| {
@@ -70,14 +89,18 @@ pub fn report(name: &str, command: &str, rows: &[Row], json: Option<&Path>) {
             value
         })
         .collect();
-    let result = json!({
+    let mut result = json!({
         "name": name,
-        "date": first_line("date", &["-u", "+%Y-%m-%d"]),
-        "machine": machine(),
+        "date": date,
+        "machine": machine(gpu),
         "command": command,
-        "commit": first_line("git", &["rev-parse", "--short", "HEAD"]),
+        "commit": commit(),
         "rows": rows,
     });
+    if quick() {
+        // No measurement, and not taken for one.
+        result["quick"] = json!(true);
+    }
     let text = serde_json::to_string_pretty(&result).expect("a result is JSON");
     std::fs::write(path, text + "\n").expect("the result file can be written");
 }
@@ -86,24 +109,34 @@ fn round(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
+/// The commit, also where the program is away from its repository: `AIRLLM_BENCH_COMMIT` names it there.
+fn commit() -> String {
+    std::env::var("AIRLLM_BENCH_COMMIT")
+        .unwrap_or_else(|_| first_line("git", &["rev-parse", "--short", "HEAD"]))
+}
+
 fn first_line(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     text.lines().next().unwrap_or("unknown").trim().to_owned()
 }
 
-fn machine() -> serde_json::Value {
+fn machine(gpu: Option<&str>) -> serde_json::Value {
     let field = |file: &str, key: &str| -> Option<String> {
         let text = std::fs::read_to_string(file).ok()?;
         let line = text.lines().find(|line| line.starts_with(key))?;
         Some(line.split_once(':')?.1.trim().to_owned())
     };
     let kib = field("/proc/meminfo", "MemTotal").and_then(|v| v.split(' ').next()?.parse::<u64>().ok());
-    json!({
+    let mut machine = json!({
         "cpu": field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into()),
         "cores": std::thread::available_parallelism().map_or(1, |n| n.get()),
         "ram": kib.map_or("unknown".into(), |kib| format!("{:.0} GB", kib as f64 * 1024.0 / 1e9)),
         "disk": first_line("findmnt", &["-n", "-o", "SOURCE,FSTYPE", "-T", "."]),
         "kernel": first_line("uname", &["-sr"]),
-    })
+    });
+    if let Some(gpu) = gpu {
+        machine["gpu"] = json!(gpu);
+    }
+    machine
 }

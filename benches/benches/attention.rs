@@ -1,0 +1,5 @@
+//! `cargo bench --bench attention`: see `airllm_benches::gpu::attention`.
+
+fn main() {
+    airllm_benches::gpu::attention::main();
+}

@@ -1,0 +1,5 @@
+//! `cargo bench --bench overlap`: see `airllm_benches::gpu::overlap`.
+
+fn main() {
+    airllm_benches::gpu::overlap::main();
+}
