@@ -25,5 +25,5 @@ fuzz_target!(|input: &[u8]| {
         let unit = units.iter().find(|u| u.name == unit).expect("the pass uses declared units");
         assert!(unit.tensors.iter().any(|t| t.name == tensor), "{tensor} is not declared");
     }
-    let _ = airllm_model::kv_bytes(&config, 4096);
+    let _ = airllm_model::kv_bytes(&config, airllm_model::KvFormat::Q8, 4096);
 });
