@@ -4,6 +4,7 @@
 
 #[path = "../../crates/model/tests/common/mod.rs"]
 mod common;
+#[allow(dead_code, reason = "only the checkpoints are of use here")]
 mod on_device;
 
 use airllm_kernels::{Cuda, CudaSettings, Error, Memory};
