@@ -22,7 +22,8 @@ fn model() -> (Config, Tensors) {
 }
 
 fn open(vram: Option<u64>) -> Cuda {
-    Cuda::open(&CudaSettings { ordinal: 0, vram, host_threads: 0 }).unwrap()
+    // With a thread beside it, as programs open it: what it could compute on the host it must not, unasked.
+    Cuda::open(&CudaSettings { ordinal: 0, vram, host_threads: 1 }).unwrap()
 }
 
 /// Some units live on the device, some are pinned and copied in every pass, the others are read.

@@ -8,7 +8,7 @@
 mod container;
 mod ptxas;
 
-use crate::{read, succeed};
+use crate::{read, succeed, wheels};
 use anyhow::{Context, Result, ensure};
 use container::Container;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -56,7 +56,7 @@ pub struct Args {
 /// Compiles what has changed, and reports.
 pub fn run(root: &Path, args: &Args) -> Result<()> {
     if args.setup {
-        setup(root)?;
+        wheels(&root.join(".cuda"), &root.join("kernels/requirements-nvcc.txt"))?;
     }
     let nvcc = find(root, args.nvcc.as_deref())?;
     let version = version(&nvcc)?;
@@ -91,16 +91,6 @@ pub fn current(root: &Path) -> Result<bool> {
     let Ok(bytes) = std::fs::read(root.join("target/kernels/airllm.kernels")) else { return Ok(false) };
     let made_of = Container::from_bytes(&bytes).map(|container| container.sources);
     Ok(made_of == Ok(container::hash(&root.join("kernels")).context("reading the kernels")?))
-}
-
-/// A virtual environment with the wheels that `kernels/requirements-nvcc.txt` names.
-fn setup(root: &Path) -> Result<()> {
-    let home = root.join(".cuda");
-    succeed(Command::new("python3").args(["-m", "venv"]).arg(&home))?;
-    let list = root.join("kernels/requirements-nvcc.txt");
-    let mut pip = Command::new(home.join("bin/pip"));
-    succeed(pip.args(["install", "--no-deps", "--require-hashes", "-r"]).arg(list))?;
-    Ok(())
 }
 
 /// The compiler to use.

@@ -3,7 +3,7 @@
 //! bindgen is in a program of its own (`codegen/bindgen.rs`, feature `codegen`), so that other chores build without it. It
 //! needs libclang when it runs. What it writes is committed, and everything else builds without either.
 
-use crate::{read, succeed};
+use crate::{read, succeed, wheels};
 use airllm_tests::program::cargo;
 use anyhow::{Context, Result, ensure};
 use std::io::Write;
@@ -40,7 +40,7 @@ pub struct Args {
 /// Writes the file, or compares it.
 pub fn run(root: &Path, args: &Args) -> Result<()> {
     if args.setup {
-        setup(root)?;
+        wheels(&root.join(".clang"), &root.join("kernels/requirements-codegen.txt"))?;
     }
     let library = libclang(root).context(
         "no libclang in LIBCLANG_PATH, .clang or where systems keep it: install it (Debian: libclang1), or let \
@@ -71,16 +71,6 @@ pub fn ci(root: &Path) -> Result<()> {
         return Ok(());
     }
     run(root, &Args { check: true, setup: false })
-}
-
-/// A virtual environment with the wheel that `kernels/requirements-codegen.txt` names.
-fn setup(root: &Path) -> Result<()> {
-    let home = root.join(".clang");
-    succeed(Command::new("python3").args(["-m", "venv"]).arg(&home))?;
-    let list = root.join("kernels/requirements-codegen.txt");
-    let mut pip = Command::new(home.join("bin/pip"));
-    succeed(pip.args(["install", "--no-deps", "--require-hashes", "-r"]).arg(list))?;
-    Ok(())
 }
 
 /// The folder or file of libclang.

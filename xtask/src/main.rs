@@ -84,6 +84,14 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
+/// Makes a virtual environment of Python at `home`, with the wheels that a list names, and no others.
+fn wheels(home: &Path, list: &Path) -> Result<()> {
+    succeed(Command::new("python3").args(["-m", "venv"]).arg(home))?;
+    let mut pip = Command::new(home.join("bin/pip"));
+    succeed(pip.args(["install", "--no-deps", "--require-hashes", "-r"]).arg(list))?;
+    Ok(())
+}
+
 /// Runs a command; what it said is the error where it fails.
 fn succeed(command: &mut Command) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();

@@ -243,8 +243,8 @@ impl Run {
     ) -> Run {
         let cuda = Arc::new(cuda);
         let memory = cuda.memory().expect("the device's memory");
-        // As the engine does it: got at once, so that nothing is lost between buffers of many sizes.
-        drop(cuda.alloc(layout::one_piece(plan, memory.into()) as usize).expect("what was planned"));
+        // As the engine does it.
+        cuda.reserve(layout::one_piece(plan, memory.into()) as usize).expect("what was planned");
         let binding = bind(&config, &catalog).expect("a catalog of what is declared");
         let options = Options::of(plan, Arc::new(Timeline::new(false)));
         let weights = Pipeline::start(cuda.clone(), source, catalog, &options).expect("the stream starts");

@@ -232,7 +232,7 @@ fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, w
     let device = (kv_bytes(config, want.kv, cache) as u64)
         .saturating_add(activation_bytes(config, batch) as u64)
         .saturating_add(adapter_bytes(&want.additions, batch) as u64)
-        // Rows of the embedding are copied while others are computed with, and kernels have memory of their own.
+        // The buffer for rows of the embedding grows, and may leave a gap as large as it was; kernels have memory of their own.
         .saturating_add(if want.device.is_gpu() { 2 * rows + scratch(config, batch) } else { 0 });
     (host, device)
 }

@@ -31,6 +31,13 @@ pub trait Memory: Send + Sync + 'static {
     /// to fresh memory passes a fence taken after it was made.
     fn alloc(&self, bytes: usize) -> Result<Self::Buf>;
 
+    /// Says that buffers of so many bytes in all will be [allocated](Memory::alloc): a device that cuts them from larger
+    /// pieces gets them in one, and loses nothing between buffers of many sizes.
+    fn reserve(&self, bytes: usize) -> Result<()> {
+        let _ = bytes;
+        Ok(())
+    }
+
     /// Size of a buffer in bytes, as asked for in [`alloc`](Memory::alloc).
     fn len(&self, buf: &Self::Buf) -> usize;
 

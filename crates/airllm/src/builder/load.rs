@@ -50,11 +50,7 @@ struct Start<'a> {
 
 impl Start<'_> {
     fn on<D: Ops>(self, device: Arc<D>) -> Result<Box<dyn Engine>> {
-        if self.device_bytes > 0 {
-            // Got at once and given back to the device's pool, which then has it in one piece: nothing is lost between
-            // buffers of many sizes.
-            drop(device.alloc(self.device_bytes)?);
-        }
+        device.reserve(self.device_bytes)?;
         let mut weights = Pipeline::start(device.clone(), self.source, self.catalog, &self.options)?;
         weights.stop_when(self.stop);
         let mut model = Model::new(device, self.config, self.binding, self.batch_tokens)?;

@@ -25,7 +25,7 @@ const PIECE: usize = 32;
 /// Bytes of weights in a piece of work, one token.
 const PIECE_BYTES: usize = 128 << 10;
 
-/// `y[t, out.first + r] = Σ_c x[t, c] · w[r, c]`, sizes already checked.
+/// `y[t, out.first + r] = Σ_c x[t, c] · w[r, c]`, sizes already checked, and none of them 0.
 pub(crate) fn matmul<P: Packed>(
     cpu: &Cpu,
     w: Matrix<&[u8]>,
@@ -35,14 +35,7 @@ pub(crate) fn matmul<P: Packed>(
     out: Columns,
 ) -> Result<()> {
     let Matrix { data, rows, cols, .. } = w;
-    if n == 0 || rows == 0 {
-        return Ok(());
-    }
     let columns = out.first..out.first + rows;
-    if cols == 0 {
-        y.chunks_mut(out.stride).take(n).for_each(|y| y[columns.clone()].fill(0.0));
-        return Ok(());
-    }
     let data = &data[..rows * P::FORMAT.row_bytes(cols)];
     if n == 1 {
         return one_token::<P>(cpu, data, &x[..cols], &mut y[columns]);
@@ -52,6 +45,21 @@ pub(crate) fn matmul<P: Packed>(
         batch::<P>(cpu, data, cols, x, y.take(x.len() / cols))?;
     }
     Ok(())
+}
+
+/// The tokens' results, cut into pieces of `piece` rows: of each piece, what every token has of it.
+pub(super) fn results<'y>(
+    y: impl Iterator<Item = &'y mut [f32]>,
+    piece: usize,
+    rows: usize,
+) -> Vec<Vec<&'y mut [f32]>> {
+    let (tokens, _) = y.size_hint();
+    let mut pieces = Vec::new();
+    pieces.resize_with(rows.div_ceil(piece), || Vec::with_capacity(tokens));
+    for y in y {
+        pieces.iter_mut().zip(y.chunks_mut(piece)).for_each(|(piece, y)| piece.push(y));
+    }
+    pieces
 }
 
 fn one_token<P: Packed>(cpu: &Cpu, w: &[u8], x: &[f32], y: &mut [f32]) -> Result<()> {
@@ -185,11 +193,7 @@ fn batch<'y, P: Packed>(
     let mut panel = cpu.shelf.take(tokens * cols.div_ceil(8))?;
     fill_panel(x, cols, &mut panel);
 
-    let mut pieces: Vec<Vec<&mut [f32]>> = Vec::new();
-    pieces.resize_with(rows.div_ceil(PIECE), || Vec::with_capacity(tokens));
-    for y in y {
-        pieces.iter_mut().zip(y.chunks_mut(PIECE)).for_each(|(piece, y)| piece.push(y));
-    }
+    let pieces = results(y, PIECE, rows);
     let hands = cpu.pool.hands(2 * (rows as u64) * (cols as u64) * (tokens as u64));
     let mut scratch = cpu.shelf.take_each(hands, SCRATCH + PIECE * tokens)?;
     let pieces = w.chunks(PIECE * row_bytes).zip(pieces);

@@ -105,7 +105,13 @@ impl Ops for Cpu {
         // Rows of nothing begin anywhere; where there are some, the buffers hold them.
         let x = x.floats().get(first * w.cols..).unwrap_or_default();
         let y = y.floats_mut().get_mut(first * out.stride..).unwrap_or_default();
+        let columns = out.first..out.first + w.rows;
         match self.ints {
+            _ if n == 0 || w.rows == 0 => Ok(()),
+            _ if w.cols == 0 => {
+                y.chunks_mut(out.stride).take(n).for_each(|y| y[columns.clone()].fill(0.0));
+                Ok(())
+            }
             Some(level) => with_integers!(w.format, self, level, (w, x, n, y, out)),
             None => with_format!("matmul", w.format, matmul(self, w, x, n, y, out)),
         }?;

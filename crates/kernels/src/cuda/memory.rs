@@ -261,6 +261,12 @@ impl Memory for Cuda {
         Ok(buf)
     }
 
+    fn reserve(&self, bytes: usize) -> Result<()> {
+        // Given back at once, the pool has it in one piece.
+        self.shared.enter()?;
+        self.buffer(bytes).map(drop)
+    }
+
     fn len(&self, buf: &CudaBuf) -> usize {
         buf.bytes
     }

@@ -92,6 +92,9 @@ const VERB: &str = "attend";
 /// Most bytes that sums over parts of the context take at a time.
 pub(super) const SCRATCH: usize = 32 << 20;
 
+/// Bytes of shared memory that `attend_chunk` has for each head of a block, beside what it is given at launch.
+const CHUNK_SHARED: usize = 3072;
+
 /// The operands. Keys and values are in the format of the cache, the others f32.
 struct Call {
     q: *const f32,
@@ -124,9 +127,21 @@ impl Call {
     }
 
     fn cached(&self, shape: &Attend) -> abi::Cached {
-        let abi::Attention { first, n, start, heads, kv_heads, head_dim, value_dim, window, .. } =
-            self.plain(shape);
-        let abi::Attention { scale, softcap, alibi, whole, .. } = self.plain(shape);
+        let abi::Attention {
+            first,
+            n,
+            start,
+            heads,
+            kv_heads,
+            head_dim,
+            value_dim,
+            window,
+            scale,
+            softcap,
+            alibi,
+            whole,
+            ..
+        } = self.plain(shape);
         let [k_head, v_head] =
             [shape.head_dim, shape.value_dim].map(|dim| shape.cache.head_bytes(dim) as u64);
         abi::Cached {
@@ -186,7 +201,7 @@ impl Call {
         let Attend { first, n, start, heads, kv_heads, head_dim, value_dim, window, .. } = *shape;
         // How many heads of queries share a block: bits do not depend on it.
         let padded = head_dim.next_multiple_of(abi::ATTEND_COLS);
-        let fits = |together: &usize| together * (3072 + 4 * padded) <= abi::SHARED;
+        let fits = |together: &usize| together * (CHUNK_SHARED + 4 * padded) <= abi::SHARED;
         let group = heads / kv_heads;
         let wanted = match group {
             0 | 1 => &[1][..],
@@ -194,7 +209,7 @@ impl Call {
             _ => &[8, 4, 1],
         };
         let Some(together) = wanted.iter().copied().find(fits) else {
-            return Err(too_wide(shape, 3072 + 4 * padded, abi::SHARED));
+            return Err(too_wide(shape, CHUNK_SHARED + 4 * padded, abi::SHARED));
         };
         let kernel = format!("attend_chunk_{}_x{together}", shape.cache);
         // Some queries at a time, so that sums of parts of the context stay within bounds.

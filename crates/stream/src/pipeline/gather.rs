@@ -4,6 +4,7 @@ use super::{Pipeline, Place};
 use crate::arena::{self, ALIGNMENT, Filling, Slot};
 use crate::check::load;
 use crate::cut::name;
+use crate::feed::on_host;
 use crate::{Error, Result, TensorId};
 use airllm_kernels::Memory;
 use std::collections::HashMap;
@@ -57,15 +58,13 @@ impl<M: Memory> Pipeline<M> {
             shared.read(tensor.file, start, read)?;
             out.copy_from_slice(&read[skip..skip + row_bytes]);
         }
-        match self.device.host_view(&bytes) {
-            Some(view) => {
-                f(view)?;
-                // The bytes are dropped on return, so work that reads them must be over.
-                let fence = self.device.fence().map_err(Error::from)?;
-                Ok(self.device.wait(&fence).map_err(Error::from)?)
-            }
-            None => self.staging.lend(&self.device, &bytes, f),
+        if self.device.copies() {
+            return self.staging.lend(&self.device, &bytes, f);
         }
+        f(on_host(&*self.device, &bytes)?)?;
+        // The bytes are dropped on return, so work that reads them must be over.
+        let fence = self.device.fence().map_err(Error::from)?;
+        Ok(self.device.wait(&fence).map_err(Error::from)?)
     }
 
     /// Bytes of a row, if they lie in memory.

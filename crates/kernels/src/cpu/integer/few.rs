@@ -4,6 +4,7 @@ use super::operand::Operand;
 use super::{BLOCK, CHUNK, Coded, Params, numbers, scale};
 use crate::Result;
 use crate::cpu::Cpu;
+use crate::cpu::matmul::results;
 use crate::cpu::simd::{Eight, IntJob, IntLevel, Ints};
 use std::marker::PhantomData;
 
@@ -25,12 +26,7 @@ pub(super) fn few<'y, C: Coded>(
     let row_bytes = C::FORMAT.row_bytes(cols);
     let rows = w.len() / row_bytes;
     let piece = (PIECE_BYTES / row_bytes).max(1);
-    let mut pieces: Vec<Vec<&mut [f32]>> = Vec::new();
-    pieces.resize_with(rows.div_ceil(piece), || Vec::with_capacity(x.tokens));
-    for y in y {
-        pieces.iter_mut().zip(y.chunks_mut(piece)).for_each(|(piece, y)| piece.push(y));
-    }
-    let pieces = w.chunks(piece * row_bytes).zip(pieces);
+    let pieces = w.chunks(piece * row_bytes).zip(results(y, piece, rows));
     let hands = cpu.pool.hands(2 * (rows as u64) * (cols as u64) * (x.tokens as u64));
     let eights = x.blocks * size_of::<Params>() / size_of::<Eight>();
     let mut scratch = cpu.shelf.take_each(hands, eights)?;

@@ -7,6 +7,7 @@ use super::operand::Operand;
 use super::{BLOCK, CHUNK, Coded, Params, numbers, scale};
 use crate::Result;
 use crate::cpu::Cpu;
+use crate::cpu::matmul::results;
 use crate::cpu::simd::{Eight, IntJob, IntLevel, Ints};
 use std::marker::PhantomData;
 
@@ -57,11 +58,7 @@ pub(super) fn many<'y, C: Coded>(
 ) -> Result<()> {
     let row_bytes = C::FORMAT.row_bytes(cols);
     let rows = w.len() / row_bytes;
-    let mut pieces: Vec<Vec<&mut [f32]>> = Vec::new();
-    pieces.resize_with(rows.div_ceil(PIECE), || Vec::with_capacity(x.tokens));
-    for y in y {
-        pieces.iter_mut().zip(y.chunks_mut(PIECE)).for_each(|(piece, y)| piece.push(y));
-    }
+    let pieces = results(y, PIECE, rows);
     let hands = cpu.pool.hands(2 * (rows as u64) * (cols as u64) * (x.tokens as u64));
     let mut scratch = cpu.shelf.take_each(hands, Scratch::eights(x.tokens, x.blocks))?;
     let pieces = w.chunks(PIECE * row_bytes).zip(pieces);

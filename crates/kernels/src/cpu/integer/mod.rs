@@ -190,7 +190,7 @@ pub(crate) const fn has(format: NumFormat) -> bool {
 /// Tokens from which on weights are widened once for all of them.
 const MANY: usize = 9;
 
-/// `y[t, out.first + r] = Σ_c x[t, c] · w[r, c]`, sizes already checked.
+/// `y[t, out.first + r] = Σ_c x[t, c] · w[r, c]`, sizes already checked, and none of them 0.
 pub(crate) fn matmul<C: Coded>(
     cpu: &Cpu,
     level: IntLevel,
@@ -201,14 +201,7 @@ pub(crate) fn matmul<C: Coded>(
     out: Columns,
 ) -> Result<()> {
     let Matrix { data, rows, cols, .. } = w;
-    if n == 0 || rows == 0 {
-        return Ok(());
-    }
     let columns = out.first..out.first + rows;
-    if cols == 0 {
-        y.chunks_mut(out.stride).take(n).for_each(|y| y[columns.clone()].fill(0.0));
-        return Ok(());
-    }
     let data = &data[..rows * C::FORMAT.row_bytes(cols)];
     let batch = if n < MANY { n } else { many::BATCH };
     for (x, y) in x[..n * cols].chunks(batch * cols).zip(y.chunks_mut(batch * out.stride)) {

@@ -1,5 +1,6 @@
 //! One register of AVX-512, with products of words from its neural network instructions.
 
+use super::avx2::Avx2;
 use super::{IntJob, Ints};
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -7,20 +8,18 @@ use std::arch::x86_64::*;
 /// Proof that the processor has AVX2, F16C, and of AVX-512 F, BW, DQ, VL and VNNI: only [`Avx512::detect`] makes
 /// one.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512(Avx2);
 
 impl Avx512 {
     /// Asks the processor.
     pub(crate) fn detect() -> Option<Avx512> {
-        let has = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
-            && is_x86_feature_detected!("avx512f")
+        let avx2 = Avx2::detect()?;
+        let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni");
-        has.then_some(Avx512(()))
+        has.then_some(Avx512(avx2))
     }
 }
 
@@ -285,38 +284,21 @@ impl Ints for Avx512 {
 
     #[inline(always)]
     fn half(self, from: [u8; 2]) -> f32 {
-        // SAFETY: `self` proves F16C.
-        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(from))))) }
+        self.0.half(from)
     }
 
     #[inline(always)]
     fn halves(self, from: &[u8; 8]) -> [f32; 4] {
-        let mut out = [0.0; 4];
-        // SAFETY: `self` proves F16C; the reference is to 8 readable bytes, `out` is 16 writable ones, any address is
-        // allowed.
-        unsafe { _mm_storeu_ps(out.as_mut_ptr(), _mm_cvtph_ps(_mm_loadl_epi64(from.as_ptr().cast()))) }
-        out
+        self.0.halves(from)
     }
 
     #[inline(always)]
     fn double(self, from: &[u8; 8], by: u32, mask: u32, bias: i16) -> [i16; 16] {
-        let mut out = [0; 16];
-        // SAFETY: `self` proves AVX2; the reference is to 8 readable bytes, `out` is 32 writable ones, any address is
-        // allowed.
-        unsafe {
-            let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.as_ptr().cast()));
-            let both = _mm256_or_si256(wide, _mm256_sll_epi32(wide, _mm_cvtsi32_si128(by as i32)));
-            let both = _mm256_and_si256(both, _mm256_set1_epi32(mask as i32));
-            let less = _mm256_sub_epi16(both, _mm256_set1_epi16(bias));
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), less);
-        }
-        out
+        self.0.double(from, by, mask, bias)
     }
 
     #[inline(always)]
     fn prefetch<T>(self, from: &[T], at: usize) {
-        // SAFETY: a prefetch reads nothing that the program can see and faults nowhere, so any address
-        // is allowed; `wrapping_byte_add` makes one without claiming that it is inside the slice.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_byte_add(at).cast()) }
+        self.0.prefetch(from, at);
     }
 }
