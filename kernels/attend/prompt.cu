@@ -10,7 +10,7 @@
 // Numbers of 32 bits are split into two halves, and products taken of three of the four pairs: what is lost is that of f32.
 __device__ __forceinline__ void split(float low, float high, u32 &whole, u32 &rest) {
     whole = half_pair(low, high);
-    rest = half_pair(low - from_half(whole & 0xffff), high - from_half(whole >> 16));
+    rest = half_rest(whole, low, high);
 }
 
 template <class C, int WIDTH> __device__ __forceinline__ void prompt(const CachedParams &p) {
@@ -110,18 +110,16 @@ template <class C, int WIDTH> __device__ __forceinline__ void prompt(const Cache
                 if (16 * s >= p.head_dim) continue;
                 if (WIDE) fetch(s, q_whole[0], q_rest[0]);
                 const u32(&whole)[4] = q_whole[WIDE ? 0 : s], (&rest)[4] = q_rest[WIDE ? 0 : s];
-                UNROLL for (int n = 0; n < TILE / 8; n += 2) {
-                    u32 k[4], k_rest[4];
-                    const u32 j = n * 8 + lane / 16 * 8 + lane % 8;
-                    const uint4 *const at = keys + j * CHUNKS + ((2 * s + lane / 8 % 2) ^ j % 8);
-                    load_matrices(k, at);
-                    if (PARTS > 1) load_matrices(k_rest, at + EACH);
-                    UNROLL for (int e = 0; e < 2; e++) {
-                        mma_half(scores[n + e], rest, k + 2 * e);
-                        if (PARTS > 1) mma_half(scores[n + e], whole, k_rest + 2 * e);
-                        mma_half(scores[n + e], whole, k + 2 * e);
-                    }
+                u32 k[TILE / 16][4], k_rest[TILE / 16][4];
+                const u32 j = lane / 16 * 8 + lane % 8;
+                const uint4 *const at = keys + j * CHUNKS + ((2 * s + lane / 8 % 2) ^ j % 8);
+                load_tiles(k, at, 16 * CHUNKS);
+                mma_row<TILE / 8>(scores, rest, k);
+                if (PARTS > 1) {
+                    load_tiles(k_rest, at + EACH, 16 * CHUNKS);
+                    mma_row<TILE / 8>(scores, whole, k_rest);
                 }
+                mma_row<TILE / 8>(scores, whole, k);
             }
         }
         if (WIDE) {
@@ -168,17 +166,14 @@ template <class C, int WIDTH> __device__ __forceinline__ void prompt(const Cache
             UNROLL for (int d = 0; d < WIDTH / 8; d += 2) {
                 if (8 * d >= p.value_dim) continue;
                 UNROLL for (int e = 0; e < 8; e++) out[d + e / 4][e % 4] *= shrink[e % 4 / 2];
+                u32 v[TILE / 16][4], v_rest[TILE / 16][4];
+                const uint4 *const at = values + lane % 16 * CHUNKS + ((d + lane / 16) ^ lane % 8);
+                load_transposed_tiles(v, at, 16 * CHUNKS);
+                if (PARTS > 1) load_transposed_tiles(v_rest, at + EACH, 16 * CHUNKS);
                 UNROLL for (int s = 0; s < TILE / 16; s++) {
-                    u32 v[4], v_rest[4];
-                    const u32 j = s * 16 + lane % 16;
-                    const uint4 *const at = values + j * CHUNKS + ((d + lane / 16) ^ j % 8);
-                    load_transposed(v, at);
-                    if (PARTS > 1) load_transposed(v_rest, at + EACH);
-                    UNROLL for (int e = 0; e < 2; e++) {
-                        mma_half(out[d + e], w_rest[s], v + 2 * e);
-                        if (PARTS > 1) mma_half(out[d + e], w_whole[s], v_rest + 2 * e);
-                        mma_half(out[d + e], w_whole[s], v + 2 * e);
-                    }
+                    mma_row<2>(out + d, w_rest[s], v + s);
+                    if (PARTS > 1) mma_row<2>(out + d, w_whole[s], v_rest + s);
+                    mma_row<2>(out + d, w_whole[s], v + s);
                 }
             }
         }

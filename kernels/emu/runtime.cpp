@@ -8,6 +8,7 @@
 #include "fiber.h"
 
 #include <cstdio>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -103,7 +104,15 @@ struct Machine {
     std::string who_waits() const;
 };
 
-thread_local Machine machine;
+// That of this thread, made when it first launches a kernel. Threads of kernels ask for it all the time: it is found without a call, which
+// takes that all variables of threads are small.
+__attribute__((tls_model("initial-exec"))) constinit thread_local Machine *running = nullptr;
+
+Machine &own_machine() {
+    thread_local std::unique_ptr<Machine> own;
+    if (!own) own = std::make_unique<Machine>();
+    return *(running = own.get());
+}
 
 const Entry *&first_entry() {
     static const Entry *first = nullptr;
@@ -131,7 +140,7 @@ std::string text(const char *format, auto... values) {
 
 // What a fiber runs: the kernel once, as one thread.
 void thread_main() {
-    Machine &m = machine;
+    Machine &m = *running;
     m.kernel->call(m.params);
     m.now->state = State::Done;
     m.done++;
@@ -243,7 +252,7 @@ uint64_t result_of(const Pending &all, uint32_t lane) {
 }
 
 bool launch(const Entry &kernel, const void *params, const Indices &sizes, size_t dynamic, Order order, uint64_t seed) {
-    Machine &m = machine;
+    Machine &m = own_machine();
     const uint64_t count = (uint64_t)sizes.threads.x * sizes.threads.y * sizes.threads.z;
     m.failure.clear();
     if (count == 0 || count > kernel.threads) {
@@ -291,12 +300,18 @@ Entry::Entry(const char *name, void (*call)(const void *), size_t params, uint32
     first_entry() = this;
 }
 
-const Indices &indices() { return machine.indices; }
+const Indices &indices() { return running->indices; }
+
+__attribute__((noinline)) static void for_all(const Pending &met, void (*all)(void *const (&lanes)[32])) {
+    void *lanes[32];
+    for (uint32_t i = 0; i < 32; i++) lanes[i] = reinterpret_cast<void *>(met.values[i]);
+    all(lanes);
+}
 
 // `all` is what the last lane to come does for all of them, whose values are addresses, if it is not null.
 static uint64_t meet(Op op, uint32_t mask, uint64_t value, uint32_t argument, void (*all)(void *const (&lanes)[32]),
                      const char *file, int line) {
-    Machine &m = machine;
+    Machine &m = *running;
     Thread &self = *m.now;
     const uint32_t number = &self - m.threads.data(), lane = number % 32;
     if (!(mask >> lane & 1)) {
@@ -319,11 +334,7 @@ static uint64_t meet(Op op, uint32_t mask, uint64_t value, uint32_t argument, vo
         m.wait();
         return self.result;
     }
-    if (all) {
-        void *lanes[32];
-        for (uint32_t i = 0; i < 32; i++) lanes[i] = reinterpret_cast<void *>(mine->values[i]);
-        all(lanes);
-    }
+    if (all) for_all(*mine, all);
     const uint32_t base = number / 32 * 32;
     for (uint32_t i = 0; i < 32; i++) {
         if (!(mask >> i & 1)) continue;
@@ -345,7 +356,7 @@ void together(Op op, void *mine, void (*all)(void *const (&lanes)[32]), const ch
 }
 
 void copy_begin(void *to, const void *from) {
-    Machine &m = machine;
+    Machine &m = *running;
     const auto *target = static_cast<unsigned char *>(to);
     const bool aligned = (reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16 == 0;
     if (!aligned || target < m.memory || target + 16 > m.memory + SHARED_BYTES) {
@@ -355,10 +366,10 @@ void copy_begin(void *to, const void *from) {
     m.now->copies.push_back({to, from, m.now->groups});
 }
 
-void copies_commit() { machine.now->groups++; }
+void copies_commit() { running->now->groups++; }
 
 void copies_wait(uint32_t but) {
-    Thread &self = *machine.now;
+    Thread &self = *running->now;
     std::erase_if(self.copies, [&](const Copy &copy) {
         if (copy.group + but >= self.groups) return false;
         std::memcpy(copy.to, copy.from, 16);
@@ -367,7 +378,7 @@ void copies_wait(uint32_t but) {
 }
 
 void barrier(const char *file, int line) {
-    Machine &m = machine;
+    Machine &m = *running;
     Thread &self = *m.now;
     self.at_barrier = true, self.file = file, self.line = line;
     if (++m.at_barrier < m.count) return m.wait();
@@ -384,7 +395,7 @@ void barrier(const char *file, int line) {
 }
 
 void *shared(const char *name, size_t bytes) {
-    Machine &m = machine;
+    Machine &m = *running;
     for (const auto &site : m.sites) {
         if (site.name == name && site.bytes == bytes) return m.memory + site.at;
     }
@@ -399,7 +410,7 @@ void *shared(const char *name, size_t bytes) {
     return m.memory + at;
 }
 
-void *dynamic_shared() { return machine.memory; }
+void *dynamic_shared() { return running->memory; }
 
 } // namespace emu
 
@@ -424,7 +435,7 @@ extern "C" int airllm_emu_launch(const char *name, const void *params, size_t by
     } else {
         const emu::Indices sizes{{}, {}, {threads, 1, 1}, {grid[0], grid[1], grid[2]}};
         if (emu::launch(*kernel, params, sizes, dynamic, static_cast<emu::Order>(order), seed)) return 0;
-        failure = emu::machine.failure;
+        failure = emu::running->failure;
     }
     std::snprintf(error, error_bytes, "%s", failure.c_str());
     return 1;

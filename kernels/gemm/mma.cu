@@ -4,14 +4,14 @@
 
 GEMM_MMA(f16)
 GEMM_MMA(bf16)
-GEMM_MMA(f8)
+GEMM_MMA_EXACT(f8)
 GEMM_MMA(q8)
 GEMM_MMA(q6)
 GEMM_MMA(q5)
 GEMM_MMA(q4)
 GEMM_MMA(q3)
 GEMM_MMA(q2)
-GEMM_MMA(nf4)
+GEMM_MMA_EXACT(nf4)
 
 // A block for each token.
 KERNEL(gemm_prepare, PrepareParams, AIRLLM_PREPARE_THREADS) {
@@ -39,7 +39,6 @@ KERNEL(gemm_prepare, PrepareParams, AIRLLM_PREPARE_THREADS) {
         const float high = 2 * i + 1 < p.cols ? x[2 * i + 1] * factor : 0.0f;
         const u32 rounded = half_pair(low, high);
         to[i] = rounded;
-        const float lacks_low = low - from_half(rounded & 0xffff), lacks_high = high - from_half(rounded >> 16);
-        if (p.parts > 1) to[part + i] = half_pair(lacks_low, lacks_high);
+        if (p.parts > 1) to[part + i] = half_rest(rounded, low, high);
     }
 }

@@ -2,4 +2,4 @@
 
 #include "mma_tiles.cuh"
 
-FOREIGN_FORMATS(GEMM_MMA)
+FOREIGN_FORMATS(GEMM_MMA_EXACT)

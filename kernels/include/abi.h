@@ -26,14 +26,17 @@
 #define AIRLLM_GEMM_ROWS 64
 #define AIRLLM_GEMM_TOKENS 32
 #define AIRLLM_GEMM_THREADS 128
-/* `gemm_mma`: rows, tokens (half of them for 16-bit weights) and threads of a block, and those of `gemm_mma_small`; columns of a turn, to
- * a multiple of which `gemm_prepare` pads tokens. */
+/* `gemm_mma`: rows, tokens (half of them where they come in two parts) and threads of a block, those of `gemm_mma_small`, and those of
+ * `gemm_mma` for weights in two parts; columns of a turn, to a multiple of which `gemm_prepare` pads tokens. */
 #define AIRLLM_MMA_ROWS 128
 #define AIRLLM_MMA_TOKENS 128
 #define AIRLLM_MMA_THREADS 256
 #define AIRLLM_MMA_SMALL_ROWS 64
 #define AIRLLM_MMA_SMALL_TOKENS 64
 #define AIRLLM_MMA_SMALL_THREADS 128
+#define AIRLLM_MMA_EXACT_ROWS 64
+#define AIRLLM_MMA_EXACT_TOKENS 128
+#define AIRLLM_MMA_EXACT_THREADS 128
 #define AIRLLM_MMA_COLS 64
 #define AIRLLM_PREPARE_THREADS 256
 #define AIRLLM_NORM_THREADS 256

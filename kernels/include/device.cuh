@@ -39,6 +39,11 @@ __device__ __forceinline__ float from_half(u32 bits) {
     return wide;
 }
 
+// Gives numbers to the lane whose number differs in `bits`, and takes its own.
+template <int COUNT> __device__ __forceinline__ void exchange(float (&x)[COUNT], u32 bits) {
+    UNROLL for (int i = 0; i < COUNT; i++) x[i] = __shfl_xor_sync(ALL_LANES, x[i], bits);
+}
+
 #else
 
 #include "emu.h"
@@ -82,11 +87,13 @@ __device__ __forceinline__ float warp_max(float x) {
 template <int HALF, int OFFSET, int COUNT> __device__ __forceinline__ void halve(float (&x)[COUNT], u32 lane) {
     if constexpr (HALF > 0) {
         const bool upper = (lane & OFFSET) != 0;
+        float given[HALF];
         UNROLL for (int i = 0; i < HALF; i++) {
-            const float kept = upper ? x[i + HALF] : x[i];
-            const float given = upper ? x[i] : x[i + HALF];
-            x[i] = kept + __shfl_xor_sync(ALL_LANES, given, OFFSET);
+            given[i] = upper ? x[i] : x[i + HALF];
+            x[i] = upper ? x[i + HALF] : x[i];
         }
+        exchange(given, OFFSET);
+        UNROLL for (int i = 0; i < HALF; i++) x[i] += given[i];
         halve<HALF / 2, OFFSET * 2>(x, lane);
     }
 }

@@ -80,7 +80,28 @@ template <class T> T shuffle(Op op, uint32_t mask, T value, uint32_t argument, c
     return value;
 }
 
+// Numbers of a lane, and how far away that lane is, as bits of its own number, which it exchanges them with.
+struct Exchange {
+    float *x;
+    uint32_t count, bits;
+};
+
+inline void exchange(void *const (&lanes)[32]) {
+    for (uint32_t lane = 0; lane < 32; lane++) {
+        const Exchange &mine = *static_cast<const Exchange *>(lanes[lane]);
+        const uint32_t other = lane ^ mine.bits;
+        if (lane > other) continue;
+        std::swap_ranges(mine.x, mine.x + mine.count, static_cast<const Exchange *>(lanes[other])->x);
+    }
+}
+
 } // namespace emu
+
+// What `count` times `__shfl_xor_sync` of all lanes does; they meet once.
+template <int COUNT> inline void exchange(float (&x)[COUNT], uint32_t bits) {
+    emu::Exchange mine{x, COUNT, bits};
+    emu::together(emu::Op::ShuffleXor, &mine, emu::exchange, __FILE__, __LINE__);
+}
 
 #define threadIdx (emu::indices().thread)
 #define blockIdx (emu::indices().block)

@@ -10,14 +10,14 @@ mod generated;
 pub(crate) use generated::{
     AIRLLM_ATTEND_THREADS as ATTEND_THREADS, AIRLLM_FLAT_THREADS as FLAT_THREADS,
     AIRLLM_GEMM_THREADS as GEMM_THREADS, AIRLLM_GEMV_THREADS as GEMV_THREADS,
-    AIRLLM_MMA_SMALL_THREADS as MMA_SMALL_THREADS, AIRLLM_MMA_THREADS as MMA_THREADS,
-    AIRLLM_NORM_THREADS as NORM_THREADS, AIRLLM_PREPARE_THREADS as PREPARE_THREADS,
-    AttendParams as Attention, CachedParams as Cached, DecodeParams as Decode, FlatParams as Flat,
-    GatedParams as Gated, GatherParams as Gather, LayerNormParams as LayerNorm, LoraParams as Lora,
-    NormAddParams as NormAdd, NormParams as Norm, PickParams as Pick, PlaceParams as Placing,
-    PrepareParams as Prepare, ProductParams as Product, PromptProductParams as PromptProduct,
-    ReorderParams as Reorder, RopeParams as Turn, RouteParams as Route, RowsParams as Rows,
-    ScatterParams as Scatter, SpreadParams as Spread, StoreParams as Store,
+    AIRLLM_MMA_EXACT_THREADS as MMA_EXACT_THREADS, AIRLLM_MMA_SMALL_THREADS as MMA_SMALL_THREADS,
+    AIRLLM_MMA_THREADS as MMA_THREADS, AIRLLM_NORM_THREADS as NORM_THREADS,
+    AIRLLM_PREPARE_THREADS as PREPARE_THREADS, AttendParams as Attention, CachedParams as Cached,
+    DecodeParams as Decode, FlatParams as Flat, GatedParams as Gated, GatherParams as Gather,
+    LayerNormParams as LayerNorm, LoraParams as Lora, NormAddParams as NormAdd, NormParams as Norm,
+    PickParams as Pick, PlaceParams as Placing, PrepareParams as Prepare, ProductParams as Product,
+    PromptProductParams as PromptProduct, ReorderParams as Reorder, RopeParams as Turn, RouteParams as Route,
+    RowsParams as Rows, ScatterParams as Scatter, SpreadParams as Spread, StoreParams as Store,
 };
 #[cfg(all(test, feature = "emu"))]
 pub(crate) use generated::{
@@ -43,11 +43,13 @@ pub(crate) const SLICE: usize = generated::AIRLLM_SLICE as usize;
 /// Rows and tokens in a block of `gemm`.
 pub(crate) const GEMM_ROWS: usize = generated::AIRLLM_GEMM_ROWS as usize;
 pub(crate) const GEMM_TOKENS: usize = generated::AIRLLM_GEMM_TOKENS as usize;
-/// Rows, tokens (half of them for 16-bit weights) and columns of a turn of `gemm_mma`.
+/// Rows, tokens (half of them where they come in two parts) and columns of a turn of `gemm_mma`.
 pub(crate) const MMA_ROWS: usize = generated::AIRLLM_MMA_ROWS as usize;
 pub(crate) const MMA_TOKENS: usize = generated::AIRLLM_MMA_TOKENS as usize;
 pub(crate) const MMA_SMALL_ROWS: usize = generated::AIRLLM_MMA_SMALL_ROWS as usize;
 pub(crate) const MMA_SMALL_TOKENS: usize = generated::AIRLLM_MMA_SMALL_TOKENS as usize;
+pub(crate) const MMA_EXACT_ROWS: usize = generated::AIRLLM_MMA_EXACT_ROWS as usize;
+pub(crate) const MMA_EXACT_TOKENS: usize = generated::AIRLLM_MMA_EXACT_TOKENS as usize;
 pub(crate) const MMA_COLS: usize = generated::AIRLLM_MMA_COLS as usize;
 /// Queries in a block of `attend_prompt`, and the most numbers of a head.
 pub(crate) const ATTEND_QUERIES: usize = generated::AIRLLM_ATTEND_QUERIES as usize;

@@ -4,6 +4,16 @@ use super::{Grid, Launcher, Rung, floats, run};
 use crate::{Attend, Error, Heads, KvFormat, Regime, Result, abi, shape};
 use std::ptr::null_mut;
 
+/// The caches that there are kernels for.
+pub(super) const CACHES: [KvFormat; 3] = [KvFormat::F32, KvFormat::F16, KvFormat::Q8];
+
+/// Refuses a cache that there are none for.
+fn no_cache(verb: &'static str, cache: KvFormat) -> Error {
+    let there: Vec<&str> = CACHES.iter().map(|cache| cache.name()).collect();
+    let what = format!("there are no kernels for caches of {cache} here, there are for {}", there.join(", "));
+    Error::Argument { verb, what }
+}
+
 /// See [`Ops::store`](crate::Ops::store). Rows `first..first + n` go to those from `at` on.
 pub(super) fn store<D: Launcher>(
     device: &D,
@@ -43,6 +53,7 @@ pub(super) fn store<D: Launcher>(
                     let threads = 32 * n * heads * dim.div_ceil(64);
                     run(device, VERB, "store_q8", &params, Grid::flat(threads))?;
                 }
+                KvFormat::Q4 => return Err(no_cache(VERB, cache)),
             }
         }
     }
@@ -62,6 +73,9 @@ pub(super) fn attend<D: Launcher>(
 ) -> Result<()> {
     let lens = [q, k, v].map(|buf| device.len(buf));
     let work = shape::attend(lens[0], lens[1], lens[2], device.len(out), &shape)?;
+    if !CACHES.contains(&shape.cache) {
+        return Err(no_cache(VERB, shape.cache));
+    }
     let Attend { n, heads, head_dim, value_dim, .. } = shape;
     if n == 0 || heads == 0 || value_dim == 0 {
         device.counter().count(work);

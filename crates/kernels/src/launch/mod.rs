@@ -8,6 +8,10 @@ mod ready;
 
 use crate::shape::Counter;
 use crate::{Cpu, Error, Memory, Result, abi};
+#[cfg(all(test, feature = "emu"))]
+pub(crate) use product::{MatrixTile, matrix_tiles};
+#[cfg(all(test, feature = "emu"))]
+pub(crate) use ready::Form;
 pub use ready::Ready;
 
 /// Structures that kernels take.

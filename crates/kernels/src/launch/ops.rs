@@ -3,11 +3,15 @@
 use super::{Grid, Launcher, Rung, STAGED, Staged, Where, aligned, attention, floats, product, run, vector};
 use crate::abi;
 use crate::{
-    Activation, Attend, Columns, Heads, Matrix, Memory, Ops, Place, Result, Rope, RopeKind, Tokens, Work,
-    shape,
+    Activation, Attend, Columns, Heads, KvFormat, Matrix, Memory, Ops, Place, Result, Rope, RopeKind, Tokens,
+    Work, shape,
 };
 
 impl<D: Launcher> Ops for D {
+    fn caches(&self) -> &'static [KvFormat] {
+        &attention::CACHES
+    }
+
     fn decode(&self, rows: Matrix<D::View<'_>>, y: &mut D::Buf) -> Result<()> {
         let place = self.locate(rows.data);
         let work = shape::decode(&shape::sized(&rows, place.len()), self.len(y))?;

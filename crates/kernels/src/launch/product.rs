@@ -16,6 +16,45 @@ const ENOUGH: usize = 128;
 
 const VERB: &str = "matmul";
 
+/// Blocks of a kernel for matrix units.
+#[derive(Debug)]
+pub(crate) struct MatrixTile {
+    /// What its name begins with; the format follows.
+    pub(crate) kernel: &'static str,
+    pub(crate) rows: usize,
+    /// Tokens, or parts of them.
+    pub(crate) tokens: usize,
+    pub(crate) threads: u32,
+}
+
+/// The blocks that a format's products for prompts may be cut into, large ones first: none if matrix units do not take it.
+pub(crate) fn matrix_tiles(format: NumFormat) -> &'static [MatrixTile] {
+    const LARGE: MatrixTile = MatrixTile {
+        kernel: "gemm_mma",
+        rows: abi::MMA_ROWS,
+        tokens: abi::MMA_TOKENS,
+        threads: abi::MMA_THREADS,
+    };
+    const SMALL: MatrixTile = MatrixTile {
+        kernel: "gemm_mma_small",
+        rows: abi::MMA_SMALL_ROWS,
+        tokens: abi::MMA_SMALL_TOKENS,
+        threads: abi::MMA_SMALL_THREADS,
+    };
+    /// Weights in two parts.
+    const EXACT: MatrixTile = MatrixTile {
+        kernel: "gemm_mma",
+        rows: abi::MMA_EXACT_ROWS,
+        tokens: abi::MMA_EXACT_TOKENS,
+        threads: abi::MMA_EXACT_THREADS,
+    };
+    match (format, Form::of_prompt(format)) {
+        (_, None) => &[],
+        (NumFormat::F16 | NumFormat::Bf16, _) | (_, Some(Form::Half)) => &[LARGE, SMALL],
+        _ => &[EXACT],
+    }
+}
+
 /// See [`Ops::matmul`].
 pub(super) fn matmul<D: Launcher>(
     device: &D,
@@ -127,20 +166,21 @@ impl Call {
         }
     }
 
-    unsafe fn on_matrix_units<D: Launcher>(&self, device: &D, form: Form) -> Result<()> {
-        let blocks = |rows: usize, tokens: usize| {
-            self.rows.div_ceil(rows) * self.source.n.div_ceil(tokens / form.parts())
+    /// Which blocks, and how many of them.
+    fn tile(&self, form: Form) -> Option<(&'static MatrixTile, usize)> {
+        let blocks = |tile: &MatrixTile| {
+            self.rows.div_ceil(tile.rows) * self.source.n.div_ceil(tile.tokens / form.parts())
         };
-        let large = blocks(abi::MMA_ROWS, abi::MMA_TOKENS);
+        let mut tiles = matrix_tiles(self.format).iter().map(|tile| (tile, blocks(tile)));
+        let first = tiles.next()?;
         // Small blocks make the same bits, and keep a large device busy where large ones are too few.
-        let (name, blocks, threads) = if large >= ENOUGH {
-            ("gemm_mma", large, abi::MMA_THREADS)
-        } else {
-            let small = blocks(abi::MMA_SMALL_ROWS, abi::MMA_SMALL_TOKENS);
-            ("gemm_mma_small", small, abi::MMA_SMALL_THREADS)
-        };
-        let kernel = format!("{name}_{}", self.format);
-        let grid = Grid { blocks: [blocks, 1], threads, shared: 0 };
+        Some(if first.1 >= ENOUGH { first } else { tiles.next().unwrap_or(first) })
+    }
+
+    unsafe fn on_matrix_units<D: Launcher>(&self, device: &D, form: Form) -> Result<()> {
+        let Some((tile, blocks)) = self.tile(form) else { return Ok(()) };
+        let kernel = format!("{}_{}", tile.kernel, self.format);
+        let grid = Grid { blocks: [blocks, 1], threads: tile.threads, shared: 0 };
         let Product { w, row_bytes, rows, cols, n, y, stride, first, .. } = self.params(std::ptr::null());
         let padded = ready::padded(self.cols) as u64;
         // SAFETY: as for `few`.

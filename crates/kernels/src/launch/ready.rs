@@ -50,27 +50,29 @@ struct Key {
 
 /// What kernels take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(crate) enum Form {
     /// f32 in the order in which lanes of `gemv` read them.
     Spread,
-    /// Halves, for quantised weights.
+    /// Halves, for weights that were rounded by more than that.
     Half,
-    /// Two halves each, for weights of 16 bits.
+    /// Two halves each, for weights that are taken as a checkpoint has them.
     Halves,
 }
 
 impl Form {
     /// What `gemm_mma` takes for weights of a format; `None` where it does not take them.
-    pub(super) fn of_prompt(format: NumFormat) -> Option<Form> {
+    pub(crate) fn of_prompt(format: NumFormat) -> Option<Form> {
         match format {
             NumFormat::F32 => None,
-            NumFormat::F16 | NumFormat::Bf16 => Some(Form::Halves),
-            _ => Some(Form::Half),
+            NumFormat::Q8 | NumFormat::Q6 | NumFormat::Q5 | NumFormat::Q4 | NumFormat::Q3 | NumFormat::Q2 => {
+                Some(Form::Half)
+            }
+            _ => Some(Form::Halves),
         }
     }
 
     /// Parts that each number comes in.
-    pub(super) fn parts(self) -> usize {
+    pub(crate) fn parts(self) -> usize {
         match self {
             Form::Spread | Form::Half => 1,
             Form::Halves => 2,

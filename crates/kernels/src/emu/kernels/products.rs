@@ -2,22 +2,15 @@
 
 use super::{Bytes, ORDERS, bits, error, launch, normal};
 use crate::abi;
+use crate::conformance::prompt_bound as bound;
 use crate::emu::Order;
+use crate::launch::{Form, MatrixTile, matrix_tiles};
 use airllm_format::NumFormat;
 use airllm_quant::{pack_row, unpack_row};
 
 /// Numbers in a row of the result before and behind those of the matrix.
 const BESIDE: usize = 2;
 const MARK: f32 = 7777.0;
-
-/// Errors that rounding to halves may add; with 16-bit weights, the rounding of sums alone.
-fn bound(format: NumFormat) -> f64 {
-    if sixteen(format) { 1e-10 } else { 2e-7 }
-}
-
-fn sixteen(format: NumFormat) -> bool {
-    matches!(format, NumFormat::F16 | NumFormat::Bf16)
-}
 
 struct Weights {
     format: NumFormat,
@@ -41,17 +34,18 @@ impl Weights {
         Weights { format, rows, cols, packed, stored }
     }
 
-    /// The products with some tokens, `[n, rows]`, by large blocks and by small ones.
+    /// The products with some tokens, `[n, rows]`, the same by blocks of all sizes.
     fn times(&self, x: &[f32], order: Order) -> Vec<f32> {
-        let large = self.times_by(false, x, order);
-        assert_eq!(bits(&large), bits(&self.times_by(true, x, order)), "{}, {order:?}", self.format);
-        large
+        let mut all = matrix_tiles(self.format).iter().map(|tile| self.times_by(tile, x, order));
+        let found = all.next().unwrap();
+        all.for_each(|small| assert_eq!(bits(&found), bits(&small), "{}, {order:?}", self.format));
+        found
     }
 
-    fn times_by(&self, small: bool, x: &[f32], order: Order) -> Vec<f32> {
+    fn times_by(&self, tile: &MatrixTile, x: &[f32], order: Order) -> Vec<f32> {
         let &Weights { format, rows, cols, .. } = self;
         let n = x.len() / cols;
-        let parts = if sixteen(format) { 2 } else { 1 };
+        let parts = Form::of_prompt(format).unwrap().parts();
         let padded = cols.next_multiple_of(abi::MMA_COLS);
         let mut halves = Bytes::new(parts * n * padded * 2);
         let mut factors = vec![f32::NAN; n];
@@ -82,13 +76,10 @@ impl Weights {
             stride: stride as u64,
             first: BESIDE as u64,
         };
-        let (kernel, tile_rows, tile, threads) = match small {
-            false => ("gemm_mma", abi::MMA_ROWS, abi::MMA_TOKENS, abi::MMA_THREADS),
-            true => ("gemm_mma_small", abi::MMA_SMALL_ROWS, abi::MMA_SMALL_TOKENS, abi::MMA_SMALL_THREADS),
-        };
-        let blocks = rows.div_ceil(tile_rows) * n.div_ceil(tile / parts);
+        let blocks = rows.div_ceil(tile.rows) * n.div_ceil(tile.tokens / parts);
+        let kernel = format!("{}_{format}", tile.kernel);
         // SAFETY: the matrix has `rows` rows, the tokens were just prepared, `y` has `n` rows of `stride` numbers.
-        unsafe { launch(order, &format!("{kernel}_{format}"), &product, [blocks, 1], threads, 0) };
+        unsafe { launch(order, &kernel, &product, [blocks, 1], tile.threads, 0) };
         let mut found = Vec::new();
         for row in y.chunks(stride) {
             assert!(row[..BESIDE].iter().chain(&row[BESIDE + rows..]).all(|&x| x == MARK));
@@ -126,7 +117,7 @@ fn products_of_prompts_are_right() {
 /// Bands of eight tiles of rows, the last of them smaller, and several tiles of tokens.
 #[test]
 fn blocks_of_prompts_cover_the_result() {
-    for format in [NumFormat::Q4, NumFormat::F16] {
+    for format in [NumFormat::Q4, NumFormat::F16, NumFormat::A4G128] {
         let weights = Weights::new(format, 1300, 32);
         let x = normal(140 * weights.cols, 5);
         let error = error(&weights.reference(&x), &weights.times(&x, Order::Forward));
@@ -156,7 +147,7 @@ fn products_of_prompts_do_not_depend_on_company_or_order() {
 /// Tokens are scaled one by one: none overflows, none vanishes.
 #[test]
 fn tokens_of_any_size() {
-    for format in [NumFormat::Q4, NumFormat::F16, NumFormat::Bf16] {
+    for format in [NumFormat::Q4, NumFormat::F16, NumFormat::Bf16, NumFormat::Q4K] {
         let weights = Weights::new(format, 5, 200);
         let sizes = [1e36f32, 1e5, 1.0, 1e-20, 1e-33];
         let mut x = normal(sizes.len() * weights.cols, 9);
