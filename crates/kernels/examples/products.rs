@@ -2,7 +2,6 @@
 //!
 //! `cargo run --release -p airllm-kernels --example products -- [THREADS] [FORMAT,..] [ROWSxCOLS,..] [TOKENS,..] [ROUNDS]`
 //!
-//! With one thread it is time on the processor that is measured, where the system tells it: other programs disturb less.
 //! Weights of a call are followed by others, so that they come from memory and not from a cache.
 
 #![allow(clippy::print_stdout, reason = "the table is what the program is for")]
@@ -15,21 +14,11 @@ use std::time::Instant;
 /// Many times the caches of any processor.
 const POOL_BYTES: usize = 256 << 20;
 
-/// Seconds that this thread has run, by the system's count, for measuring with one thread.
-fn on_processor() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
-    Some(text.split_whitespace().next()?.parse::<f64>().ok()? / 1e9)
-}
-
 /// Runs for so many seconds.
-fn timed<T>(threads: usize, call: impl FnOnce() -> T) -> (T, f64) {
-    let (start, before) = (Instant::now(), on_processor());
+fn timed<T>(call: impl FnOnce() -> T) -> (T, f64) {
+    let start = Instant::now();
     let answer = call();
-    let seconds = start.elapsed().as_secs_f64();
-    match (before, on_processor()) {
-        (Some(before), Some(after)) if threads == 1 => (answer, after - before),
-        _ => (answer, seconds),
-    }
+    (answer, start.elapsed().as_secs_f64())
 }
 
 struct Bench {
@@ -58,8 +47,7 @@ impl Bench {
         let out = Columns { stride: rows, first: 0 };
         let matrices = data.chunks_exact(rows * format.row_bytes(cols));
         let calls = if n > 64 { 1 } else { matrices.len().min(256 / n) };
-        let threads = self.cpu.threads();
-        let (answer, seconds) = timed(threads, || {
+        let (answer, seconds) = timed(|| {
             for data in matrices.take(calls) {
                 let w = Matrix { data, format, rows, cols };
                 self.cpu.matmul(w, &self.x, Tokens::few(n), &mut self.y, out)?;
@@ -74,7 +62,7 @@ impl Bench {
 /// Seconds for reading all bytes, each thread in four places at once, as the products do.
 fn read(bytes: &[u8], threads: usize) -> f64 {
     let part = bytes.len().div_ceil(threads).next_multiple_of(256);
-    let (_, seconds) = timed(threads, || {
+    let (_, seconds) = timed(|| {
         std::thread::scope(|scope| {
             let mut parts = bytes.chunks(part);
             let own = parts.next().unwrap_or_default();
@@ -117,7 +105,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let shapes = next("4096x4096");
     let tokens = next("1,4,8,512");
     let rounds: usize = next("7").parse()?;
-    let name = Cpu::integers(threads).instructions();
+    let name = Cpu::new(threads).instructions();
     println!("{threads} threads, {name}; GB/s of packed weights, of reading, GFLOP/s, integers over f32");
     for format in NumFormat::ALL.into_iter().filter(|f| formats.split(',').any(|name| name == f.name())) {
         for shape in shapes.split(',') {
@@ -134,7 +122,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let data = some.repeat((POOL_BYTES / bytes).max(2) * rows / 16);
             for n in tokens.split(',') {
                 let n: usize = n.parse()?;
-                let mut sides = [Cpu::integers(threads), Cpu::new(threads)]
+                let mut sides = [Cpu::new(threads), Cpu::floats(threads)]
                     .map(|cpu| Bench::new(cpu, shape, n))
                     .into_iter()
                     .collect::<Result<Vec<_>, _>>()?;

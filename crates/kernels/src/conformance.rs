@@ -65,21 +65,21 @@ pub const fn bound(format: NumFormat) -> f64 {
 
 /// Bound on the error of a product of tokens of a prompt, against the f64 product of the same stored weights and
 /// activations: what [`Regime::Prompt`](crate::Regime) may round. Far below what storing weights in few bits costs
-/// ([`bound`]).
+/// ([`bound`]), and that of f32 sums where a checkpoint's weights are taken as they are.
 pub const fn prompt_bound(format: NumFormat) -> f64 {
     match format {
         NumFormat::F32 => ARITHMETIC,
-        // Activations in two parts.
-        NumFormat::F16 | NumFormat::Bf16 => 1e-10,
         // Weights and activations rounded to f16: 2^-12 each, at most.
-        _ => 2e-7,
+        NumFormat::Q8 | NumFormat::Q6 | NumFormat::Q5 | NumFormat::Q4 | NumFormat::Q3 | NumFormat::Q2 => 2e-7,
+        // Weights that are taken as a checkpoint has them: two parts of whatever a half has no room for.
+        _ => 1e-10,
     }
 }
 
 /// Bound on the error of a product on a device that computes it in integers
 /// ([`Ops::in_integers`](crate::Ops::in_integers)), against the f64 product of the same stored weights and activations:
-/// activations are rounded to 16 bits under the largest of 256. Between that of f16 activations (2e-8) and f32.
-pub const INTEGERS: f64 = 4e-9;
+/// activations are rounded to 16 bits under the largest of 32. Between that of f16 activations (2e-8) and f32.
+pub const INTEGERS: f64 = 2e-9;
 
 /// The same for attention of a prompt's tokens.
 pub const PROMPT_ATTENTION: f64 = 1e-11;
@@ -91,7 +91,7 @@ pub const fn attention_bound(regime: Regime, cache: KvFormat) -> f64 {
         (Regime::Prompt, KvFormat::F32 | KvFormat::F16) => PROMPT_ATTENTION,
         // Code times scale rounded to f16, by up to 2^-11 of it: 2.4e-7 where heads have one value, and about as much
         // again by scores; 1e-7 on average.
-        (Regime::Prompt, KvFormat::Q8) => 1e-6,
+        (Regime::Prompt, KvFormat::Q8 | KvFormat::Q4) => 1e-6,
     }
 }
 

@@ -104,11 +104,16 @@ pub enum KvFormat {
     /// Eight bits and a scale, as `airllm_quant::pack_row` makes them of [`NumFormat::Q8`]. Where one of 64 numbers is
     /// infinite, NaN, or so large that the scale is no half, all of them read as NaN.
     Q8,
+    /// Four bits and a scale for each 32 numbers, in 18 bytes, as `airllm_quant::pack_row` makes them of
+    /// [`NumFormat::Q4_0`]: the scale as f16, then byte `j` with the code of number `j` in its low and that of number
+    /// `16 + j` in its high half; a number is the scale times its code less 8. What a head lacks of 32 numbers is code 8.
+    /// Where one of 32 numbers is infinite, NaN, or so large that the scale is no half, all of them read as NaN.
+    Q4,
 }
 
 impl KvFormat {
     /// Every one, the most bits first.
-    pub const ALL: [KvFormat; 3] = [KvFormat::F32, KvFormat::F16, KvFormat::Q8];
+    pub const ALL: [KvFormat; 4] = [KvFormat::F32, KvFormat::F16, KvFormat::Q8, KvFormat::Q4];
 
     /// The format of a head, as a row of weights has it.
     pub const fn format(self) -> NumFormat {
@@ -116,6 +121,7 @@ impl KvFormat {
             Self::F32 => NumFormat::F32,
             Self::F16 => NumFormat::F16,
             Self::Q8 => NumFormat::Q8,
+            Self::Q4 => NumFormat::Q4_0,
         }
     }
 
@@ -125,12 +131,13 @@ impl KvFormat {
         if dim > usize::MAX / 64 { usize::MAX } else { self.format().row_bytes(dim) }
     }
 
-    /// `"f32"`, `"f16"` or `"q8"`.
+    /// `"f32"`, `"f16"`, `"q8"` or `"q4"`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Q8 => "q8",
+            Self::Q4 => "q4",
         }
     }
 }
@@ -146,7 +153,7 @@ impl std::str::FromStr for KvFormat {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|format| format.name() == name);
-        found.ok_or_else(|| format!("a cache of keys and values is f32, f16 or q8, not {name:?}"))
+        found.ok_or_else(|| format!("a cache of keys and values is f32, f16, q8 or q4, not {name:?}"))
     }
 }
 
@@ -263,9 +270,14 @@ pub trait Ops: Memory {
     ) -> Result<()>;
 
     /// Whether [`matmul`](Ops::matmul) with weights in `format` rounds activations, in both regimes, to 16 bits under the
-    /// largest magnitude of 256 columns, so that products are sums of integers.
+    /// largest magnitude of 32 columns, so that products are sums of integers.
     fn in_integers(&self, _format: NumFormat) -> bool {
         false
+    }
+
+    /// How caches may be stored for [`store`](Ops::store) and [`attend`](Ops::attend), which refuse others.
+    fn caches(&self) -> &'static [KvFormat] {
+        &KvFormat::ALL
     }
 
     /// `y[t] = x[t] / sqrt(mean(x[t]²) + eps) · weight`; `weight` is `dim` f32.

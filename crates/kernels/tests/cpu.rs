@@ -11,6 +11,6 @@ conformance!(portable_one_thread, Cpu::portable(1));
 conformance!(portable_two_threads, Cpu::portable(2));
 conformance!(portable_three_threads, Cpu::portable(3));
 
-// Products in integers.
-conformance!(integers_one_thread, Cpu::integers(1), matmul not_finite matmul_prompt company);
-conformance!(integers_two_threads, Cpu::integers(2), matmul not_finite matmul_prompt company);
+// Products in f32.
+conformance!(floats_one_thread, Cpu::floats(1), matmul not_finite matmul_prompt company);
+conformance!(floats_two_threads, Cpu::floats(2), matmul not_finite matmul_prompt company);

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 /// Devices of one kind, with 1, 2 and 3 threads.
 static DEVICES: LazyLock<[[Cpu; 3]; 3]> =
-    LazyLock::new(|| [[1, 2, 3].map(Cpu::new), [1, 2, 3].map(Cpu::portable), [1, 2, 3].map(Cpu::integers)]);
+    LazyLock::new(|| [[1, 2, 3].map(Cpu::new), [1, 2, 3].map(Cpu::portable), [1, 2, 3].map(Cpu::floats)]);
 
 /// One for each instruction set for products of integers.
 static LEVELS: LazyLock<Vec<Cpu>> = LazyLock::new(|| Cpu::levels(2));

@@ -64,14 +64,17 @@ pub fn attend_prompt<D: Ops>(device: &D) -> Verdict {
 
 /// Both over caches of fewer bits, against the numbers that these hold.
 pub fn attend_stored<D: Ops>(device: &D) -> Verdict {
-    attend_in(device, Regime::Token, KvFormat::F16)?;
-    attend_in(device, Regime::Token, KvFormat::Q8)
+    stored_formats(device).try_for_each(|cache| attend_in(device, Regime::Token, cache))
 }
 
 /// The same for tokens of prompts.
 pub fn attend_stored_prompt<D: Ops>(device: &D) -> Verdict {
-    attend_in(device, Regime::Prompt, KvFormat::F16)?;
-    attend_in(device, Regime::Prompt, KvFormat::Q8)
+    stored_formats(device).try_for_each(|cache| attend_in(device, Regime::Prompt, cache))
+}
+
+/// Formats of caches that the device has, but f32.
+fn stored_formats<D: Ops>(device: &D) -> impl Iterator<Item = KvFormat> {
+    device.caches().iter().copied().filter(|cache| *cache != KvFormat::F32)
 }
 
 fn attend_in<D: Ops>(device: &D, regime: Regime, cache: KvFormat) -> Verdict {

@@ -163,6 +163,8 @@ pub(super) fn bytes(numbers: &[f32]) -> Vec<u8> {
 
 /// Numbers in a group of `q8`.
 const GROUP: usize = 64;
+/// Numbers in a block of `q4`.
+const BLOCK: usize = 32;
 
 /// Rows of a cache, as [`Ops::store`] has to store them: heads of whole rows, whose padding is `fill`.
 pub(super) fn stored(x: &[f32], shape: Heads, fill: u8) -> std::result::Result<Vec<u8>, String> {
@@ -188,6 +190,21 @@ pub(super) fn stored(x: &[f32], shape: Heads, fill: u8) -> std::result::Result<V
                 }
                 rows.extend(scales);
             }
+            KvFormat::Q4 => {
+                let format = cache.format();
+                for block in head.chunks(BLOCK) {
+                    let mut whole = [0f32; BLOCK];
+                    whole[..block.len()].copy_from_slice(block);
+                    let mut row = vec![0x88; format.row_bytes(BLOCK)];
+                    if block.iter().all(|x| x.is_finite() && x.abs() < 8.0 * 65504.0) {
+                        airllm_quant::pack_row(format, &whole, &mut row)
+                            .map_err(|error| error.to_string())?;
+                    } else {
+                        row[..2].copy_from_slice(&f16::NAN.to_le_bytes());
+                    }
+                    rows.extend(row);
+                }
+            }
         }
         rows.resize(start + cache.head_bytes(dim), fill);
     }
@@ -200,7 +217,10 @@ pub(super) fn widened(rows: &[u8], shape: Heads) -> std::result::Result<Vec<f32>
     let heads = rows.chunks_exact(cache.head_bytes(dim));
     let mut numbers = vec![0.0; heads.len() * dim];
     for (head, to) in heads.zip(numbers.chunks_mut(dim)) {
-        airllm_quant::unpack_row(cache.format(), head, to).map_err(|error| error.to_string())?;
+        // Blocks are unpacked whole.
+        let mut whole = vec![0.0; if cache == KvFormat::Q4 { dim.next_multiple_of(BLOCK) } else { dim }];
+        airllm_quant::unpack_row(cache.format(), head, &mut whole).map_err(|error| error.to_string())?;
+        to.copy_from_slice(&whole[..dim]);
     }
     Ok(numbers)
 }

@@ -73,7 +73,9 @@ pub fn refusals<D: Ops>(device: &D) -> Verdict {
         let [x, table] = bufs else { return Ok(()) };
         device.rope(x, table, ROPE)
     })?;
-    for (cache, keys, values) in [(KvFormat::F32, 32, 24), (KvFormat::F16, 16, 12), (KvFormat::Q8, 80, 80)] {
+    let formats =
+        [(KvFormat::F32, 32, 24), (KvFormat::F16, 16, 12), (KvFormat::Q8, 80, 80), (KvFormat::Q4, 18, 18)];
+    for (cache, keys, values) in formats.into_iter().filter(|(cache, ..)| device.caches().contains(cache)) {
         shrunk(device, "store", &[], &[5 * 2 * 8 * 4, 7 * 2 * keys], |_, bufs| {
             let [x, to] = bufs else { return Ok(()) };
             device.store(x, 2, 3, Heads { heads: 2, dim: 8, cache }, to, 4)
@@ -107,7 +109,7 @@ pub fn refusals<D: Ops>(device: &D) -> Verdict {
         argument("place", device.place(x, y, Place { width: 5, ..PLACE }))?;
         argument("place", device.place(x, y, Place { repeat: 0, ..PLACE }))?;
         shape("rope", device.rope(y, x, Rope { n: far, heads: far, ..ROPE }))?;
-        for cache in KvFormat::ALL {
+        for &cache in device.caches() {
             let row = Heads { heads: 1, dim: 8, cache };
             shape("store", device.store(x, usize::MAX, far, row, y, usize::MAX))?;
             for row in [
@@ -200,7 +202,7 @@ pub fn empty<D: Ops>(device: &D) -> Verdict {
     for rope in [Rope { n: 0, ..ROPE }, Rope { heads: 0, ..ROPE }, nowhere] {
         lab.must(device.rope(&mut y, &x, rope))?;
     }
-    for cache in KvFormat::ALL {
+    for &cache in device.caches() {
         let row = Heads { heads: 2, dim: 4, cache };
         lab.must(device.store(&x, 0, 0, row, &mut y, 0))?;
         lab.must(device.store(&x, 2, 3, Heads { dim: 0, ..row }, &mut y, 4))?;

@@ -237,7 +237,7 @@ pub fn place<D: Ops>(device: &D) -> Verdict {
 /// Rows stored in a cache of each format: the bits of [`airllm_quant::pack_row`], padding and other rows left alone; and
 /// numbers that are none, or too large for a format.
 pub fn store<D: Ops>(device: &D) -> Verdict {
-    for cache in KvFormat::ALL {
+    for &cache in device.caches() {
         for dim in SIZES {
             for (first, n, at) in [(0, 1, 0), (2, 3, 5), (1, 33, 7)] {
                 let shape = Heads { heads: 1 + (dim + n) % 3, dim, cache };
@@ -268,7 +268,7 @@ pub fn store<D: Ops>(device: &D) -> Verdict {
             // In the last group of the second head of the second row.
             x[140 + 70 + 66] = strange;
             // Its scale would be infinite: no code of it is a number.
-            let nothing = cache == KvFormat::Q8 && strange == 1e20;
+            let nothing = matches!(cache, KvFormat::Q8 | KvFormat::Q4) && strange == 1e20;
             let as_stored = if nothing { f32::NAN } else { strange };
             let mut clean = x.clone();
             clean[140 + 70 + 66] = as_stored;

@@ -40,6 +40,7 @@ pub(crate) fn attend(
         KvFormat::F32 => Stored::F32(buf.floats()),
         KvFormat::F16 => Stored::F16(buf.bytes()),
         KvFormat::Q8 => Stored::Q8(buf.bytes()),
+        KvFormat::Q4 => Stored::Q4(buf.bytes()),
     });
     let group = heads / kv_heads;
     let queries = (HEADS / group).max(1);

@@ -11,7 +11,10 @@ const BLOCK: usize = 32;
 /// Numbers of `q8` that share a scale.
 const GROUP: usize = 64;
 
-/// One row of all heads, to be packed in f16 or q8.
+/// Numbers of `q4` that share a scale, and their bytes.
+const BLOCK4: (usize, usize) = (32, 18);
+
+/// One row of all heads, to be packed in f16, q8 or q4.
 pub(super) struct Pack<'a> {
     pub(super) x: &'a [f32],
     pub(super) shape: Heads,
@@ -25,11 +28,13 @@ impl Job for Pack<'_> {
     fn run<S: Simd>(self, _: S) {
         let Heads { dim, cache, .. } = self.shape;
         for (x, to) in self.x.chunks(dim).zip(self.to.chunks_mut(cache.head_bytes(dim))) {
-            if cache == KvFormat::Q8 {
-                pack_q8(x, to);
-            } else {
-                for (x, to) in x.iter().zip(to.as_chunks_mut::<2>().0) {
-                    *to = f16::from_f32(*x).to_le_bytes();
+            match cache {
+                KvFormat::Q8 => pack_q8(x, to),
+                KvFormat::Q4 => pack_q4(x, to),
+                KvFormat::F16 | KvFormat::F32 => {
+                    for (x, to) in x.iter().zip(to.as_chunks_mut::<2>().0) {
+                        *to = f16::from_f32(*x).to_le_bytes();
+                    }
                 }
             }
         }
@@ -62,12 +67,38 @@ fn pack_q8(x: &[f32], to: &mut [u8]) {
     }
 }
 
+/// What `airllm_quant::pack_row` makes of 32 finite numbers, zeros in place of missing ones, bit for bit; 32 numbers of
+/// which one is not are NaN.
+#[inline(always)]
+fn pack_q4(x: &[f32], to: &mut [u8]) {
+    for (x, to) in x.chunks(BLOCK4.0).zip(to.as_chunks_mut::<{ BLOCK4.1 }>().0) {
+        // The number of largest magnitude, of which the first: it gets the code that is farthest from zero.
+        let largest = x.iter().fold(0f32, |largest, &x| if x.abs() > largest.abs() { x } else { largest });
+        let finite = x.iter().fold(true, |finite, x| finite & x.is_finite());
+        let scale = if finite { f16::from_f32(largest / -8.0) } else { f16::from_bits(0x7e00) };
+        let mut codes = [8u8; BLOCK4.0];
+        let divisor = scale.to_f32();
+        if finite && divisor != 0.0 {
+            for (code, x) in codes.iter_mut().zip(x) {
+                *code = ((x / divisor).round_ties_even() as i32 + 8).clamp(0, 15) as u8;
+            }
+        }
+        let (head, bytes) = to.split_at_mut(2);
+        head.copy_from_slice(&scale.to_le_bytes());
+        let (low, high) = codes.split_at(BLOCK4.0 / 2);
+        for ((to, low), high) in bytes.iter_mut().zip(low).zip(high) {
+            *to = low | high << 4;
+        }
+    }
+}
+
 /// The numbers of a cache.
 #[derive(Clone, Copy)]
 pub(super) enum Stored<'a> {
     F32(&'a [f32]),
     F16(&'a [u8]),
     Q8(&'a [u8]),
+    Q4(&'a [u8]),
 }
 
 /// Keys or values of one head of a cache, from one position on.
@@ -102,6 +133,7 @@ impl<'a> Cached<'a> {
         match format {
             KvFormat::F32 if dim.is_multiple_of(8) => 0,
             KvFormat::Q8 => BLOCK * dim.div_ceil(8) + scale_vectors::<packed::Q8>(dim),
+            KvFormat::Q4 => BLOCK * dim.div_ceil(8) + scale_vectors::<packed::Q4_0>(dim),
             _ => BLOCK * dim.div_ceil(8),
         }
     }
@@ -136,6 +168,10 @@ impl<'a> Cached<'a> {
             Stored::Q8(data) => {
                 let bytes = KvFormat::Q8.head_bytes(dim);
                 widen::<S, packed::Q8>(simd, &data[at * heads * bytes..], (heads, dim, head, count), panel);
+            }
+            Stored::Q4(data) => {
+                let bytes = KvFormat::Q4.head_bytes(dim);
+                widen::<S, packed::Q4_0>(simd, &data[at * heads * bytes..], (heads, dim, head, count), panel);
             }
         }
         Rows { data: panel, ..rows }

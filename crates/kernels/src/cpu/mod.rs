@@ -25,18 +25,19 @@ use std::ops::Range;
 /// The CPU: computes from host memory, on a pool of threads of its own, with AVX2, FMA and F16C where
 /// the processor has them.
 ///
-/// Weights are widened to f32, and activations stay what they are. With [`integers`](Cpu::integers), products with weights
-/// in whole codes are sums of integers instead, up to twice as fast: codes are taken as they are, activations are rounded
-/// to 16 bits under the largest magnitude of 256 columns ([`Ops::in_integers`](crate::Ops::in_integers),
-/// [`conformance::INTEGERS`](crate::conformance::INTEGERS)), with AVX-512-VNNI, AVX-VNNI, AVX2 or NEON.
+/// Products with weights in whole codes are sums of integers: codes are taken as they are, activations are rounded
+/// to 16 bits under the largest magnitude of 32 columns ([`Ops::in_integers`](crate::Ops::in_integers),
+/// [`conformance::INTEGERS`](crate::conformance::INTEGERS)), with AVX-512-VNNI, AVX-VNNI, AVX2 or NEON. Weights of other
+/// formats are widened to f32, and activations stay what they are; [`floats`](Cpu::floats) does so with all.
 ///
 /// A result is the same bit for bit on every call, whatever the number of threads, however the rows of
 /// a matrix are cut into calls and however many tokens share one: each number is summed in one fixed
 /// order, and speed comes from working on several of them at once. Between instruction sets results in f32
 /// differ by rounding; products in integers do not.
 ///
-/// Working memory is kept from call to call. It holds at most 96 tokens of a product's input, and per
-/// thread their sums with 32 rows (100 KiB), numbers and parameters of 16 rows, or the attention scores of 12 query
+/// Working memory is kept from call to call. It holds at most 192 tokens of a product's input, of two bytes a number (96
+/// of four, where products are in f32), and per thread the numbers of 32 rows (152 KiB) and their sums with these tokens
+/// (96 KiB), or the attention scores of 12 query
 /// heads (one group, where that is more), their sums and, where heads are not whole vectors of eight f32 in the cache, 32 of
 /// them.
 ///
@@ -79,29 +80,33 @@ pub struct CpuBuf {
 impl Cpu {
     /// The best instructions this processor has, on `threads` threads, the caller's being one of them.
     ///
-    /// 0 stands for as many as the system lets this process run at once. Where the system refuses to
+    /// 0 stands for [`Cpu::own_threads`]. Where the system refuses to
     /// start threads there are fewer; [`threads`](Cpu::threads) says how many.
     pub fn new(threads: usize) -> Cpu {
-        Cpu::with(Level::detect(), None, threads)
+        Cpu::with(Level::detect(), Some(IntLevel::detect()), threads)
     }
 
     /// As [`new`](Cpu::new), but without any instruction that not every processor has. Slow; for
     /// comparison and for tests.
     pub fn portable(threads: usize) -> Cpu {
-        Cpu::with(Level::Portable(Portable), None, threads)
+        Cpu::with(Level::Portable(Portable), Some(IntLevel::PORTABLE), threads)
     }
 
-    /// As [`new`](Cpu::new), but with products in integers where weights are whole codes. Where a few activations are
-    /// far larger than their neighbours, what is rounded off those shows: logits of some reference checkpoints are then
-    /// further from their reference than the f32 of other programs is, so models do not run so unless asked.
-    pub fn integers(threads: usize) -> Cpu {
-        Cpu::with(Level::detect(), Some(IntLevel::detect()), threads)
+    /// As [`new`](Cpu::new), but with all products in f32, which rounds nothing but sums, in the time that takes. For
+    /// comparison.
+    pub fn floats(threads: usize) -> Cpu {
+        Cpu::with(Level::detect(), None, threads)
     }
 
-    /// As [`integers`](Cpu::integers), once for each instruction set for products of integers that this processor has,
+    /// As [`new`](Cpu::new), once for each instruction set for products of integers that this processor has,
     /// the best one last. For comparison and for tests.
     pub fn levels(threads: usize) -> Vec<Cpu> {
         IntLevel::all().into_iter().map(|ints| Cpu::with(Level::detect(), Some(ints), threads)).collect()
+    }
+
+    /// As many threads as pay: one for each physical core that the process may use, and no more than its control groups grant.
+    pub fn own_threads() -> usize {
+        pool::own_threads()
     }
 
     /// How many threads work on one verb.
@@ -110,7 +115,7 @@ impl Cpu {
     }
 
     /// The instructions in use: for products of integers where they are in use (`"avx512-vnni"`, `"avx-vnni"`, `"avx2"`,
-    /// `"neon"` or `"portable"`), else for f32 (`"avx2"` or `"portable"`).
+    /// `"neon-dotprod"`, `"neon"` or `"portable"`), else for f32 (`"avx2"` or `"portable"`).
     pub fn instructions(&self) -> &'static str {
         self.ints.map_or(self.level.name(), IntLevel::name)
     }

@@ -1,18 +1,22 @@
 //! One token, or a few: weights go straight from memory into the sums of all tokens.
+//!
+//! Codes stay bytes, of which processors multiply four at a time; activations are two bytes each, whose sums are
+//! joined. Four rows go together: what they have in common is loaded once, and the sums of their steps fill a vector.
 
-use super::operand::Operand;
-use super::{BLOCK, CHUNK, Coded, Params, numbers, scale};
+use super::operand::{Planes, planes, planes_room};
+use super::{CHUNK, Coded, ROWS, STEP, Zero};
 use crate::Result;
 use crate::cpu::Cpu;
 use crate::cpu::matmul::results;
-use crate::cpu::simd::{Eight, IntJob, IntLevel, Ints};
+use crate::cpu::simd::{IntJob, IntLevel, Ints};
+use airllm_format::Layout;
 use std::marker::PhantomData;
 
-/// Bytes of weights in a piece of work.
-const PIECE_BYTES: usize = 64 << 10;
-
-/// How many bytes ahead memory is asked for.
-const AHEAD: usize = 4096;
+/// Bytes of weights in a piece of work, at least and at most. Its rows are read from four places at once: long ones, so that
+/// the processor sees where reading goes.
+const PIECE_BYTES: [usize; 2] = [32 << 10, 256 << 10];
+/// Pieces that each thread finds, where they are not too small, so that all are done at the same time.
+const PIECES: usize = 12;
 
 /// All rows times at most eight tokens; `y` are the tokens' results.
 pub(super) fn few<'y, C: Coded>(
@@ -20,27 +24,37 @@ pub(super) fn few<'y, C: Coded>(
     level: IntLevel,
     w: &[u8],
     cols: usize,
-    x: &Operand<'_>,
-    y: impl Iterator<Item = &'y mut [f32]>,
+    x: &[f32],
+    mut y: impl Iterator<Item = &'y mut [f32]>,
 ) -> Result<()> {
+    let tokens = x.len() / cols;
+    let mut room = cpu.shelf.take(planes_room(tokens, cols))?;
+    let x = planes::<C>(cpu, level, x, cols, &mut room);
     let row_bytes = C::FORMAT.row_bytes(cols);
     let rows = w.len() / row_bytes;
-    let piece = (PIECE_BYTES / row_bytes).max(1);
-    let pieces = w.chunks(piece * row_bytes).zip(results(y, piece, rows));
-    let hands = cpu.pool.hands(2 * (rows as u64) * (cols as u64) * (x.tokens as u64));
-    let eights = x.blocks * size_of::<Params>() / size_of::<Eight>();
-    let mut scratch = cpu.shelf.take_each(hands, eights)?;
-    cpu.pool.share(&mut scratch, pieces, |params, pieces| {
-        for (w, mut y) in pieces {
-            let params: &mut [Params] = bytemuck::cast_slice_mut(params);
-            let (y, format) = (&mut y[..], PhantomData::<C>);
-            match x.tokens {
-                1 => level.run(Few::<C, 1> { w, row_bytes, cols, x, y, params, format }),
-                2..=4 => level.run(Few::<C, 4> { w, row_bytes, cols, x, y, params, format }),
-                _ => level.run(Few::<C, 8> { w, row_bytes, cols, x, y, params, format }),
-            }
+    let mut hands = vec![(); cpu.pool.hands(2 * (rows as u64) * (cols as u64) * (tokens as u64))];
+    let bytes = (w.len() / (PIECES * hands.len())).clamp(PIECE_BYTES[0], PIECE_BYTES[1]);
+    let piece = (bytes / row_bytes).next_multiple_of(ROWS).max(ROWS);
+    let pieces = w.chunks(piece * row_bytes);
+    let work = |w: &[u8], y: &mut [&mut [f32]]| {
+        let format = PhantomData::<C>;
+        match tokens {
+            1 => level.run(Few::<C, 1> { w, row_bytes, cols, x, y, format }),
+            2 => level.run(Few::<C, 2> { w, row_bytes, cols, x, y, format }),
+            3..=4 => level.run(Few::<C, 4> { w, row_bytes, cols, x, y, format }),
+            _ => level.run(Few::<C, 8> { w, row_bytes, cols, x, y, format }),
         }
-    });
+    };
+    if tokens == 1 {
+        let y = y.next().unwrap_or_default();
+        cpu.pool.share(&mut hands, pieces.zip(y.chunks_mut(piece)), |(), pieces| {
+            pieces.for_each(|(w, y)| work(w, &mut [y]));
+        });
+    } else {
+        cpu.pool.share(&mut hands, pieces.zip(results(y, piece, rows)), |(), pieces| {
+            pieces.for_each(|(w, mut y)| work(w, &mut y));
+        });
+    }
     Ok(())
 }
 
@@ -49,9 +63,8 @@ struct Few<'a, 'y, C, const T: usize> {
     w: &'a [u8],
     row_bytes: usize,
     cols: usize,
-    x: &'a Operand<'a>,
+    x: &'a [Planes],
     y: &'a mut [&'y mut [f32]],
-    params: &'a mut [Params],
     format: PhantomData<C>,
 }
 
@@ -60,95 +73,141 @@ impl<C: Coded, const T: usize> IntJob for Few<'_, '_, C, T> {
 
     #[inline(always)]
     fn run<S: Ints>(self, simd: S) {
-        let Few { w, row_bytes, cols, x, y, params, .. } = self;
-        let mut tokens = [Token { numbers: &[], scales: &[], sums: &[] }; T];
+        let Few { w, row_bytes, cols, x, y, .. } = self;
+        let chunks = cols.div_ceil(CHUNK);
+        let mut tokens = [&[][..]; T];
         for t in 0..T {
             // What is missing is done twice.
-            let token = t.min(x.tokens - 1);
-            let numbers = x.numbers(token, 0, x.blocks).as_flattened().as_chunks().0.as_chunks().0;
-            let (scales, sums) = (x.scales(token, 0, x.blocks), x.sums(token, 0, x.blocks));
-            tokens[t] = Token { numbers, scales, sums };
+            tokens[t] = &x[t.min(y.len() - 1) * chunks..][..chunks];
         }
         let rows = w.len() / row_bytes;
-        for row in 0..rows {
-            let after = &w[row * row_bytes..];
-            let bytes = &after[..row_bytes];
-            C::params(simd, bytes, cols, params);
-            let sums = sums::<S, C, T>(simd, bytes, cols, &tokens, params, after);
-            for (y, sum) in y.iter_mut().zip(sums) {
-                y[row] = simd.sum(sum);
+        let quarter = rows.div_ceil(ROWS);
+        for first in 0..quarter {
+            let mut four = [&[][..]; ROWS];
+            for r in 0..ROWS {
+                four[r] = &w[(first + r * quarter).min(rows - 1) * row_bytes..][..row_bytes];
+            }
+            let totals = totals::<S, C, T>(simd, four, cols, &tokens);
+            for (y, totals) in y.iter_mut().zip(totals) {
+                for (y, total) in y[first..].iter_mut().step_by(quarter).zip(totals) {
+                    *y = total;
+                }
             }
         }
     }
 }
 
-/// A token's numbers by chunks, and the scales and sums of its blocks.
-#[derive(Clone, Copy)]
-struct Token<'a> {
-    numbers: &'a [[[i16; 32]; 4]],
-    scales: &'a [f32],
-    sums: &'a [[i32; 16]],
+/// Bytes of a row that are read from its start to their end; what follows them is read beside.
+const fn first_plane<C: Coded>(cols: usize) -> usize {
+    match C::FORMAT.layout() {
+        Layout::Planes { low, .. } => (4 * low * cols.div_ceil(STEP)).next_multiple_of(16),
+        _ => C::FORMAT.code_bytes(cols),
+    }
 }
 
-/// The running sums of a row times `T` tokens. `after` begins with this row; as many bytes that follow
-/// it are fetched meanwhile, for rows are too short for the processor to see where reading goes.
+/// Four rows times `T` tokens. The processor fetches what it sees being read one after the other; of the rows that come next,
+/// the parts that are not are asked for.
 #[inline(always)]
-fn sums<S: Ints, C: Coded, const T: usize>(
+fn totals<S: Ints, C: Coded, const T: usize>(
     simd: S,
-    row: &[u8],
+    bytes: [&[u8]; ROWS],
     cols: usize,
-    tokens: &[Token<'_>; T],
-    params: &[Params],
-    after: &[u8],
-) -> [S::Floats; T] {
+    tokens: &[&[Planes]; T],
+) -> [[f32; ROWS]; T] {
     let chunks = cols.div_ceil(CHUNK);
-    // Bytes of a chunk, near enough.
-    let pace = const { C::FORMAT.row_bytes(100 * BLOCK) / (100 * BLOCK / CHUNK) };
-    let mut ahead = AHEAD;
-    let spare = &mut [0; 256];
+    let row_bytes = bytes[0].len();
+    let beside = row_bytes + first_plane::<C>(cols);
+    let lines = if beside < 2 * row_bytes { (2 * row_bytes - beside).div_ceil(64 * chunks) } else { 0 };
+    let rows =
+        [C::row(bytes[0], cols), C::row(bytes[1], cols), C::row(bytes[2], cols), C::row(bytes[3], cols)];
     let mut sums = [simd.splat(0.0); T];
-    let mut chunk = 0;
-    for params in params {
-        // With one token its four vectors have sums of their own, so that none waits for another.
-        let mut whole = [[simd.no_sums(); 4]; T];
-        for half in 0..2 {
-            if chunk == chunks {
-                break;
+    for chunk in 0..chunks {
+        for line in lines * chunk..lines * (chunk + 1) {
+            for r in 0..ROWS {
+                simd.prefetch(bytes[r], (beside + 64 * line).min(2 * row_bytes));
             }
-            for line in 0..pace / 64 + 1 {
-                simd.prefetch(after, ahead + 64 * line);
+        }
+        let scales = C::scales(simd, &rows, chunk);
+        let least = if C::LEAST > 0 { C::least(simd, &rows, chunk) } else { [scales; 2] };
+        let mut codes = [C::codes(simd, &rows[0], chunk); ROWS];
+        for r in 1..ROWS {
+            codes[r] = C::codes(simd, &rows[r], chunk);
+        }
+        let mut factors = [simd.splat_words(0); ROWS];
+        if C::FACTORS {
+            for r in 0..ROWS {
+                factors[r] = simd.split(C::factors(simd, &rows[r], chunk));
             }
-            ahead += pace;
-            let w = numbers::<S, C>(simd, row, cols, chunk, params, spare);
-            for t in 0..T {
-                let x = &tokens[t].numbers[chunk];
-                for v in 0..4 {
-                    let to = if T == 1 { v } else { 0 };
-                    whole[t][to] = simd.dot(whole[t][to], w[v], simd.words(&x[v]));
-                }
+        }
+        for t in 0..T {
+            let x = &tokens[t][chunk];
+            let mut whole = [simd.no_sums(); ROWS];
+            for r in 0..ROWS {
+                whole[r] = if C::FACTORS {
+                    multiplied::<S>(simd, codes[r], factors[r], x)
+                } else {
+                    plain::<S, C>(simd, codes[r], x)
+                };
             }
-            chunk += 1;
-            if C::ONE_SCALE && half == 0 && chunk < chunks {
-                continue;
+            let mut whole = simd.fold(whole);
+            if !C::FACTORS && C::ZERO != Zero::None {
+                whole = simd.add_sums(whole, simd.spread_sums(&x.zeros));
             }
-            let block = (chunk - 1) / 2;
-            for t in 0..T {
-                let x = tokens[t].scales[block];
-                let mut sum = whole[t][0];
-                if T == 1 {
-                    sum = simd
-                        .add_sums(simd.add_sums(sum, whole[t][1]), simd.add_sums(whole[t][2], whole[t][3]));
-                }
-                let scale = scale(simd, C::ONE_SCALE, params, chunk - 1, x);
-                sums[t] = simd.add_product(sums[t], simd.floats(sum), scale);
-                if C::LEAST {
-                    let least = simd.splat(params.scales[1] * x);
-                    let groups = simd.mul_sums(&params.zeros, &tokens[t].sums[block]);
-                    sums[t] = simd.add_product(sums[t], simd.floats(groups), least);
-                }
-                whole[t] = [simd.no_sums(); 4];
+            let scale = simd.mul(scales, simd.spread(&x.scales));
+            sums[t] = simd.mul_add(simd.floats(whole), scale, sums[t]);
+            for i in 0..C::LEAST {
+                sums[t] = simd.mul_add(least[i], simd.spread(&x.least[i]), sums[t]);
             }
         }
     }
-    sums
+    let mut totals = [[0.0; ROWS]; T];
+    for t in 0..T {
+        let mut lanes = [0.0; 16];
+        simd.store(sums[t], &mut lanes);
+        for r in 0..ROWS {
+            totals[t][r] = ((lanes[r] + lanes[4 + r]) + lanes[8 + r]) + lanes[12 + r];
+        }
+    }
+    totals
+}
+
+/// Quarter `k` adds up to the sum of step `k`.
+#[inline(always)]
+fn plain<S: Ints, C: Coded>(simd: S, codes: [S::Bytes; 2], x: &Planes) -> S::Sums {
+    let mut sum = simd.no_sums();
+    for h in 0..2 {
+        sum = if C::WIDE {
+            simd.dot_bytes::<true>(sum, codes[h], simd.bytes(&x.high[h]))
+        } else {
+            simd.dot_bytes::<false>(sum, codes[h], simd.bytes(&x.high[h]))
+        };
+    }
+    sum = simd.shift_sums(sum);
+    for h in 0..2 {
+        sum = if C::WIDE {
+            simd.dot_bytes::<true>(sum, codes[h], simd.bytes(&x.low[h]))
+        } else {
+            simd.dot_bytes::<false>(sum, codes[h], simd.bytes(&x.low[h]))
+        };
+    }
+    sum
+}
+
+/// The same where 16 columns have a factor: the sums of four of them fit 16 bits, for codes have at most six.
+#[inline(always)]
+fn multiplied<S: Ints>(simd: S, codes: [S::Bytes; 2], factors: S::Words, x: &Planes) -> S::Sums {
+    let planes = [&x.high, &x.low];
+    let mut sum = simd.no_sums();
+    for p in 0..2 {
+        let mut halves = [sum; 2];
+        for h in 0..2 {
+            let start = simd.sums(&x.starts[p][h]);
+            halves[h] = simd.dot_bytes::<false>(start, codes[h], simd.bytes(&planes[p][h]));
+        }
+        if p == 1 {
+            sum = simd.shift_sums(sum);
+        }
+        sum = simd.dot(sum, simd.pack(halves[0], halves[1]), factors);
+    }
+    sum
 }

@@ -1,49 +1,55 @@
 //! Many tokens: weights are widened once for all of them.
 //!
-//! Of some rows, the numbers of 1024 columns are laid down next to the processor; tiles of them and of the tokens' go
-//! through the registers. Running sums rest in memory between.
+//! The numbers of 32 rows and 2048 columns are laid down next to the processor, in vectors of 16 rows and two columns
+//! each; two of them and six tokens go through the registers at once. Running sums rest in memory between.
 
-use super::operand::Operand;
-use super::{BLOCK, CHUNK, Coded, Params, numbers, scale};
+use super::operand::{Words, words_room};
+use super::{CHUNK, Coded, ROWS, numbers};
 use crate::Result;
 use crate::cpu::Cpu;
 use crate::cpu::matmul::results;
 use crate::cpu::simd::{Eight, IntJob, IntLevel, Ints};
+use bytemuck::{Pod, Zeroable};
 use std::marker::PhantomData;
 
 /// Tokens that share one widening of the weights.
-pub(super) const BATCH: usize = 96;
-/// Blocks of columns that are widened at once: 96 tokens' numbers take 192 KiB.
-const DEPTH: usize = 4;
-/// Rows in a piece of work: their numbers take 32 KiB, the sums of 96 tokens 96 KiB.
-const PIECE: usize = 16;
-/// Rows and tokens of a tile: twelve sums in integers, as many in f32, three vectors of tokens and one of a row.
-const ROWS: usize = 4;
-const TOKENS: usize = 3;
+pub(super) const BATCH: usize = 192;
+/// Chunks of columns that are widened at once.
+const DEPTH: usize = 16;
+/// Rows in a vector.
+const LANES: usize = 16;
+/// Vectors of rows in a piece of work.
+const VECTORS: usize = 2;
+const PIECE: usize = VECTORS * LANES;
 
-/// What a thread works in: numbers and parameters of some rows, and their sums.
+/// Of 16 rows, the steps that have the same place in their chunks.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Steps {
+    numbers: [[[i16; 2 * LANES]; 16]; DEPTH],
+    scales: [[f32; LANES]; DEPTH],
+    least: [[[f32; LANES]; 2]; DEPTH],
+}
+
+/// The running sums of a token with the rows of a piece.
+type Sums = [[[f32; LANES]; VECTORS]; 4];
+
+/// What a thread works in.
 struct Scratch<'a> {
-    numbers: &'a mut [[i16; BLOCK]],
-    params: &'a mut [Params],
-    sums: &'a mut [[f32; 16]],
+    weights: &'a mut [[Steps; 4]],
+    sums: &'a mut [Sums],
 }
 
 impl<'a> Scratch<'a> {
-    fn eights(tokens: usize, blocks: usize) -> usize {
-        let bytes = PIECE * DEPTH * BLOCK * 2 + PIECE * blocks * size_of::<Params>() + PIECE * tokens * 64;
-        bytes / size_of::<Eight>()
+    const WEIGHTS: usize = VECTORS * size_of::<[Steps; 4]>() / size_of::<Eight>();
+
+    fn eights(tokens: usize) -> usize {
+        Self::WEIGHTS + tokens * size_of::<Sums>() / size_of::<Eight>()
     }
 
-    fn new(room: &'a mut [Eight], tokens: usize, blocks: usize) -> Self {
-        let eight = size_of::<Eight>();
-        let (numbers, room) = room.split_at_mut(PIECE * DEPTH * BLOCK * 2 / eight);
-        let (sums, room) = room.split_at_mut(PIECE * tokens * 64 / eight);
-        let params = &mut room[..PIECE * blocks * size_of::<Params>() / eight];
-        Scratch {
-            numbers: bytemuck::cast_slice_mut(numbers),
-            sums: bytemuck::cast_slice_mut(sums),
-            params: bytemuck::cast_slice_mut(params),
-        }
+    fn new(room: &'a mut [Eight]) -> Self {
+        let (weights, sums) = room.split_at_mut(Self::WEIGHTS);
+        Scratch { weights: bytemuck::cast_slice_mut(weights), sums: bytemuck::cast_slice_mut(sums) }
     }
 }
 
@@ -53,38 +59,39 @@ pub(super) fn many<'y, C: Coded>(
     level: IntLevel,
     w: &[u8],
     cols: usize,
-    x: &Operand<'_>,
+    x: &[f32],
     y: impl Iterator<Item = &'y mut [f32]>,
 ) -> Result<()> {
+    let tokens = x.len() / cols;
+    let mut room = cpu.shelf.take(words_room(tokens, cols))?;
+    let x = &Words::round::<C>(cpu, level, x, cols, &mut room);
     let row_bytes = C::FORMAT.row_bytes(cols);
     let rows = w.len() / row_bytes;
-    let pieces = results(y, PIECE, rows);
-    let hands = cpu.pool.hands(2 * (rows as u64) * (cols as u64) * (x.tokens as u64));
-    let mut scratch = cpu.shelf.take_each(hands, Scratch::eights(x.tokens, x.blocks))?;
-    let pieces = w.chunks(PIECE * row_bytes).zip(pieces);
+    let pieces = w.chunks(PIECE * row_bytes).zip(results(y, PIECE, rows));
+    let hands = cpu.pool.hands(2 * (rows as u64) * (cols as u64) * (tokens as u64));
+    let mut scratch = cpu.shelf.take_each(hands, Scratch::eights(tokens))?;
     cpu.pool.share(&mut scratch, pieces, |room, pieces| {
+        let mut scratch = Scratch::new(room);
         for (w, mut y) in pieces {
-            let mut scratch = Scratch::new(room, x.tokens, x.blocks);
-            scratch.sums.fill([0.0; 16]);
-            for first in (0..x.blocks).step_by(DEPTH) {
+            scratch.sums.fill(Zeroable::zeroed());
+            for first in (0..x.chunks).step_by(DEPTH) {
                 let scratch = &mut scratch;
                 level.run(Widen::<C> { w, row_bytes, cols, first, scratch, format: PhantomData });
                 let rows = w.len() / row_bytes;
                 // By what they need to know of a format, for there are many.
-                match (C::ONE_SCALE, C::LEAST) {
-                    (false, _) => level.run(Tiles::<false, false> { rows, first, x, scratch }),
-                    (true, false) => level.run(Tiles::<true, false> { rows, first, x, scratch }),
-                    (true, true) => level.run(Tiles::<true, true> { rows, first, x, scratch }),
+                match C::LEAST {
+                    0 => level.run(Tiles::<0> { rows, first, x, scratch }),
+                    1 => level.run(Tiles::<1> { rows, first, x, scratch }),
+                    _ => level.run(Tiles::<2> { rows, first, x, scratch }),
                 }
             }
-            level.run(Finish { sums: scratch.sums, y: &mut y });
+            finish(scratch.sums, &mut y);
         }
     });
     Ok(())
 }
 
-/// Lays down the numbers of `DEPTH` blocks of some rows, from block `first` on; with the first ones the parameters of
-/// the rows.
+/// Lays down at most `DEPTH` chunks of some rows, from chunk `first` on. Vectors that are not full hold rows twice.
 struct Widen<'a, 'b, C> {
     w: &'a [u8],
     row_bytes: usize,
@@ -100,122 +107,166 @@ impl<C: Coded> IntJob for Widen<'_, '_, C> {
     #[inline(always)]
     fn run<S: Ints>(self, simd: S) {
         let Widen { w, row_bytes, cols, first, scratch, .. } = self;
-        let blocks = cols.div_ceil(BLOCK);
-        let spare = &mut [0; 256];
-        let chunks = (2 * (first + DEPTH)).min(cols.div_ceil(CHUNK));
-        for (r, row) in w.chunks(row_bytes).enumerate() {
-            let params = &mut scratch.params[r * blocks..][..blocks];
-            if first == 0 {
-                C::params(simd, row, cols, params);
-            }
-            let to = scratch.numbers[r * DEPTH..][..DEPTH].as_flattened_mut().as_chunks_mut::<32>().0;
-            for (chunk, to) in (2 * first..chunks).zip(to.chunks_mut(4)) {
-                let vectors = numbers::<S, C>(simd, row, cols, chunk, &params[chunk / 2], spare);
-                for v in 0..4 {
-                    simd.store_words(vectors[v], &mut to[v]);
-                }
+        let rows = w.len() / row_bytes;
+        let chunks = DEPTH.min(cols.div_ceil(CHUNK) - first);
+        for row in (0..rows.next_multiple_of(LANES)).step_by(ROWS) {
+            let bytes = |r: usize| C::row(&w[(row + r).min(rows - 1) * row_bytes..][..row_bytes], cols);
+            let four = [bytes(0), bytes(1), bytes(2), bytes(3)];
+            let to = &mut scratch.weights[row / LANES];
+            for chunk in 0..chunks {
+                widen::<S, C>(simd, &four, (first + chunk, chunk), row % LANES, to);
             }
         }
     }
 }
 
-/// Some rows times all tokens, `DEPTH` blocks of columns. Sums are `[row][token]`.
-struct Tiles<'a, 'b, const ONE_SCALE: bool, const LEAST: bool> {
+/// A chunk of four rows goes to rows `row..row + 4`.
+#[inline(always)]
+fn widen<S: Ints, C: Coded>(
+    simd: S,
+    rows: &[C::Row<'_>; ROWS],
+    (chunk, at): (usize, usize),
+    row: usize,
+    to: &mut [Steps; 4],
+) {
+    let mut all = [[simd.splat_words(0); 4]; ROWS];
+    for r in 0..ROWS {
+        all[r] = numbers::<S, C>(simd, &rows[r], chunk);
+    }
+    for v in 0..4 {
+        let columns = simd.columns([all[0][v], all[1][v], all[2][v], all[3][v]]);
+        for j in 0..4 {
+            let mut words = [0; 32];
+            simd.store_words(columns[j], &mut words);
+            for (to, words) in to.iter_mut().zip(words.as_chunks::<8>().0) {
+                to.numbers[at][4 * v + j][2 * row..][..8].copy_from_slice(words);
+            }
+        }
+    }
+    let mut lanes = [0.0; 16];
+    simd.store(C::scales(simd, rows, chunk), &mut lanes);
+    for (to, four) in to.iter_mut().zip(lanes.as_chunks::<4>().0) {
+        to.scales[at][row..][..4].copy_from_slice(four);
+    }
+    if C::LEAST > 0 {
+        let least = C::least(simd, rows, chunk);
+        for i in 0..C::LEAST {
+            simd.store(least[i], &mut lanes);
+            for (to, four) in to.iter_mut().zip(lanes.as_chunks::<4>().0) {
+                to.least[at][i][row..][..4].copy_from_slice(four);
+            }
+        }
+    }
+}
+
+/// Rows times all tokens, at most `DEPTH` chunks of columns from chunk `first` on.
+struct Tiles<'a, 'b, const LEAST: usize> {
     rows: usize,
     first: usize,
-    x: &'a Operand<'a>,
+    x: &'a Words<'a>,
     scratch: &'a mut Scratch<'b>,
 }
 
-impl<const ONE_SCALE: bool, const LEAST: bool> IntJob for Tiles<'_, '_, ONE_SCALE, LEAST> {
+impl<const LEAST: usize> IntJob for Tiles<'_, '_, LEAST> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Ints>(self, simd: S) {
         let Tiles { rows, first, x, scratch } = self;
-        let blocks = DEPTH.min(x.blocks - first);
-        for row in (0..rows).step_by(ROWS) {
-            // What is missing is done twice.
-            let mut w = [&[][..]; ROWS];
-            let mut params = [&[][..]; ROWS];
-            for r in 0..ROWS {
-                let row = (row + r).min(rows - 1);
-                w[r] = &scratch.numbers[row * DEPTH..][..blocks];
-                params[r] = &scratch.params[row * x.blocks + first..][..blocks];
+        let Scratch { weights, sums } = scratch;
+        if S::MANY_REGISTERS && rows > LANES {
+            tiles::<S, 2, 6, LEAST>(simd, weights, 0, first, x, sums);
+        } else if S::MANY_REGISTERS {
+            tiles::<S, 1, 6, LEAST>(simd, weights, 0, first, x, sums);
+        } else {
+            for vector in 0..rows.div_ceil(LANES) {
+                tiles::<S, 1, 3, LEAST>(simd, weights, vector, first, x, sums);
             }
-            for token in (0..x.tokens).step_by(TOKENS) {
-                let mut sums = [[simd.splat(0.0); TOKENS]; ROWS];
-                for r in 0..ROWS {
-                    for t in 0..TOKENS {
-                        let (row, token) = ((row + r).min(rows - 1), (token + t).min(x.tokens - 1));
-                        sums[r][t] = simd.load(&scratch.sums[row * x.tokens + token]);
-                    }
+        }
+    }
+}
+
+/// `V` vectors of rows from `vector` on, `T` tokens at once.
+#[inline(always)]
+fn tiles<S: Ints, const V: usize, const T: usize, const LEAST: usize>(
+    simd: S,
+    weights: &[[Steps; 4]],
+    vector: usize,
+    first: usize,
+    x: &Words<'_>,
+    sums: &mut [Sums],
+) {
+    let chunks = DEPTH.min(x.chunks - first);
+    for token in (0..x.tokens).step_by(T) {
+        for k in 0..4 {
+            let mut w = [&weights[vector][k]; V];
+            for v in 0..V {
+                w[v] = &weights[vector + v][k];
+            }
+            let mut tokens = [Token { pairs: &[], scales: &[], least: &[] }; T];
+            let mut running = [[simd.splat(0.0); T]; V];
+            for t in 0..T {
+                // What is missing is done twice.
+                let token = (token + t).min(x.tokens - 1);
+                let at = (4 * token + k) * x.chunks + first;
+                tokens[t] = Token {
+                    pairs: &x.pairs[at..][..chunks],
+                    scales: &x.scales[at..][..chunks],
+                    least: &x.least[at..][..chunks],
+                };
+                for v in 0..V {
+                    running[v][t] = simd.load(&sums[token][k][vector + v]);
                 }
-                tile::<S, ONE_SCALE, LEAST>(simd, w, params, x, token, first, &mut sums);
-                for r in 0..ROWS.min(rows - row) {
-                    for t in 0..TOKENS.min(x.tokens - token) {
-                        simd.store(sums[r][t], &mut scratch.sums[(row + r) * x.tokens + token + t]);
-                    }
+            }
+            tile::<S, V, T, LEAST>(simd, w, &tokens, chunks, &mut running);
+            for t in 0..T.min(x.tokens - token) {
+                for v in 0..V {
+                    simd.store(running[v][t], &mut sums[token + t][k][vector + v]);
                 }
             }
         }
     }
 }
 
-/// Adds to the running sums of a tile what some chunks make, from block `first` on.
+#[derive(Clone, Copy)]
+struct Token<'a> {
+    pairs: &'a [[i32; 16]],
+    scales: &'a [f32],
+    least: &'a [[f32; 2]],
+}
+
+/// Adds to the running sums of a tile what some steps make.
 #[inline(always)]
-fn tile<S: Ints, const ONE_SCALE: bool, const LEAST: bool>(
+fn tile<S: Ints, const V: usize, const T: usize, const LEAST: usize>(
     simd: S,
-    w: [&[[i16; BLOCK]]; ROWS],
-    params: [&[Params]; ROWS],
-    operand: &Operand<'_>,
-    token: usize,
-    first: usize,
-    sums: &mut [[S::Floats; TOKENS]; ROWS],
+    w: [&Steps; V],
+    x: &[Token<'_>; T],
+    chunks: usize,
+    sums: &mut [[S::Floats; T]; V],
 ) {
-    let blocks = params[0].len();
-    let mut x = [&[][..]; TOKENS];
-    let mut scales = [&[][..]; TOKENS];
-    let mut groups = [&[][..]; TOKENS];
-    for t in 0..TOKENS {
-        let token = (token + t).min(operand.tokens - 1);
-        x[t] = operand.numbers(token, first, blocks);
-        scales[t] = operand.scales(token, first, blocks);
-        groups[t] = operand.sums(token, first, blocks);
-    }
-    // The tokens that come next are fetched meanwhile.
-    let ahead = TOKENS * operand.blocks * size_of::<[i16; BLOCK]>();
     let mut running = *sums;
-    for block in 0..blocks {
-        // Beyond the columns, activations are 0 and weights anything.
-        let mut rows = [&[[0; 32]; 8]; ROWS];
-        let mut tokens = [&[[0; 32]; 8]; TOKENS];
-        for r in 0..ROWS {
-            rows[r] = vectors(&w[r][block]);
+    for chunk in 0..chunks {
+        let mut whole = [[simd.no_sums(); T]; V];
+        for p in 0..16 {
+            let mut rows = [simd.splat_words(0); V];
+            for v in 0..V {
+                rows[v] = simd.words(&w[v].numbers[chunk][p]);
+            }
+            for t in 0..T {
+                let pair = simd.pair(x[t].pairs[chunk][p]);
+                for v in 0..V {
+                    whole[v][t] = simd.dot(whole[v][t], rows[v], pair);
+                }
+            }
         }
-        for t in 0..TOKENS {
-            tokens[t] = vectors(&x[t][block]);
-        }
-        let runs = if ONE_SCALE { 1 } else { 2 };
-        for run in 0..runs {
-            let whole = if ONE_SCALE {
-                products::<S, 0, 8>(simd, rows, tokens, ahead)
-            } else if run == 0 {
-                products::<S, 0, 4>(simd, rows, tokens, ahead)
-            } else {
-                products::<S, 4, 8>(simd, rows, tokens, ahead)
-            };
-            for t in 0..TOKENS {
-                let x = scales[t][block];
-                for r in 0..ROWS {
-                    let params = &params[r][block];
-                    let scale = scale(simd, ONE_SCALE, params, run, x);
-                    running[r][t] = simd.add_product(running[r][t], simd.floats(whole[r][t]), scale);
-                    if LEAST {
-                        let least = simd.splat(params.scales[1] * x);
-                        let groups = simd.mul_sums(&params.zeros, &groups[t][block]);
-                        running[r][t] = simd.add_product(running[r][t], simd.floats(groups), least);
-                    }
+        for v in 0..V {
+            let scales = simd.load(&w[v].scales[chunk]);
+            for t in 0..T {
+                let scale = simd.mul(scales, simd.splat(x[t].scales[chunk]));
+                running[v][t] = simd.mul_add(simd.floats(whole[v][t]), scale, running[v][t]);
+                for i in 0..LEAST {
+                    let least = simd.load(&w[v].least[chunk][i]);
+                    running[v][t] = simd.mul_add(least, simd.splat(x[t].least[chunk][i]), running[v][t]);
                 }
             }
         }
@@ -223,53 +274,12 @@ fn tile<S: Ints, const ONE_SCALE: bool, const LEAST: bool>(
     *sums = running;
 }
 
-/// The eight vectors of a block.
-#[inline(always)]
-fn vectors(numbers: &[i16; BLOCK]) -> &[[i16; 32]; 8] {
-    bytemuck::cast_ref(numbers)
-}
-
-/// The sums of a tile's products over vectors `FROM..TO` of a block.
-#[inline(always)]
-fn products<S: Ints, const FROM: usize, const TO: usize>(
-    simd: S,
-    w: [&[[i16; 32]; 8]; ROWS],
-    x: [&[[i16; 32]; 8]; TOKENS],
-    ahead: usize,
-) -> [[S::Sums; TOKENS]; ROWS] {
-    let mut whole = [[simd.no_sums(); TOKENS]; ROWS];
-    for v in FROM..TO {
-        let mut vectors = [simd.splat_words(0); TOKENS];
-        for t in 0..TOKENS {
-            vectors[t] = simd.words(&x[t][v]);
-            simd.prefetch(&x[t][v], ahead);
-        }
-        for r in 0..ROWS {
-            let w = simd.words(&w[r][v]);
-            for t in 0..TOKENS {
-                whole[r][t] = simd.dot(whole[r][t], w, vectors[t]);
-            }
-        }
-    }
-    whole
-}
-
-/// Sums the lanes: `y[t][r]` from `sums[r][t]`.
-struct Finish<'a, 'y> {
-    sums: &'a [[f32; 16]],
-    y: &'a mut [&'y mut [f32]],
-}
-
-impl IntJob for Finish<'_, '_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Ints>(self, simd: S) {
-        let tokens = self.y.len();
-        for (t, y) in self.y.iter_mut().enumerate() {
-            for (r, y) in y.iter_mut().enumerate() {
-                *y = simd.sum(simd.load(&self.sums[r * tokens + t]));
-            }
+/// Adds up the running sums: `y[t][r]`.
+fn finish(sums: &[Sums], y: &mut [&mut [f32]]) {
+    for (sums, y) in sums.iter().zip(y) {
+        let [first, second, third, fourth] = sums.each_ref().map(|sums| sums.as_flattened());
+        for (r, y) in y.iter_mut().enumerate() {
+            *y = ((first[r] + second[r]) + third[r]) + fourth[r];
         }
     }
 }

@@ -1,17 +1,16 @@
 //! Matrix products in integers.
 //!
-//! The codes of 256 columns of a row are made whole numbers of 16 bits that are multiples of one f32, the scales of
-//! smaller groups multiplied in, exactly; activations are rounded to 16 bits under a scale for 256 columns
-//! ([`operand`]). What is left are sums of products of whole numbers, exact in any order, and few f32 operations.
+//! Columns come in *chunks* of 128, four *steps* of 32. Activations of a step are rounded to 16 bits under a scale of
+//! their own ([`operand`]). The codes of a step, less their zero and times the factors that groups of 16 have, are whole
+//! numbers of 16 bits at most, exactly; so the sum of their products with activations is an integer, exact in any order.
 //! Weights lose nothing, activations less than f16 would lose.
 //!
-//! The order of the f32 operations is fixed. A product (one row, one token) has sixteen running sums. Columns come in
-//! *chunks* of 128, four steps of 32; running sum `4k + i` takes columns `32k + 4i .. 32k + 4i + 4` and
-//! `32k + 16 + 4i ..` of each chunk. A *run* is what has one scale for all that a running sum takes: two chunks where
-//! the format has one for 256 columns, else one. For each run in order, the sum of integers is rounded to f32, multiplied
-//! with the scale, and added; where the format has least weights, so are they, times the sums of activations of
-//! 16 columns. At the end the sixteen are added up. So results are the same bit for bit for all instruction sets,
-//! threads, cuts and numbers of tokens: [`few`] and [`many`] do the same operations.
+//! What is done in f32 has a fixed order. A product (one row, one token) has four running sums; the `k`th takes step `k` of
+//! each chunk, one chunk after the other: the step's sum of integers, rounded to f32, times the product of both scales, and
+//! added, rounded once. Where the format has least weights, they are multiplied with the sum of a step's
+//! activations and added in the same way. At the end the four are added up, one after the other. So results are the same
+//! bit for bit for all instruction sets, threads, cuts and numbers of tokens: [`few`] and [`many`] differ in how they come
+//! to the sums of integers, and in nothing else.
 
 #![allow(clippy::needless_range_loop, reason = "iterators over vectors would not stay in registers")]
 
@@ -22,100 +21,79 @@ mod operand;
 mod rows;
 
 pub(crate) use kquants::{Q2K, Q3K, Q4K, Q5K, Q6K};
-pub(crate) use rows::{A4, A4G64, A4G128, A8, Q2, Q3, Q4, Q4_0, Q5, Q5_0, Q6, Q8, Q8_0};
+pub(crate) use rows::{Q2, Q3, Q4, Q4_0, Q4_1, Q5, Q5_0, Q5_1, Q6, Q8, Q8_0};
 
 use super::Cpu;
 use super::simd::{IntLevel, Ints};
 use crate::{Columns, Matrix, Result};
 use airllm_format::NumFormat;
-use bytemuck::{Pod, Zeroable};
-use operand::Operand;
 
-/// Columns in a block: activations have one scale for them.
-pub(crate) const BLOCK: usize = 256;
+/// Columns in a step: activations have one scale for them.
+pub(crate) const STEP: usize = 32;
 /// Columns in a chunk.
 pub(crate) const CHUNK: usize = 128;
-
-/// The parameters of a block of a row.
-#[derive(Debug, Clone, Copy, Pod, Zeroable, PartialEq)]
-#[repr(C, align(32))]
-pub(crate) struct Params {
-    /// What codes are multiplied with, for each 16 columns.
-    pub(crate) factors: [i16; 16],
-    /// What is subtracted from codes before, or what the least weights are multiples of.
-    pub(crate) zeros: [i16; 16],
-    /// A scale for each 32 columns, or the scale of the block and that of its least weights.
-    pub(crate) scales: [f32; 8],
-}
-
-impl Params {
-    pub(crate) const NONE: Params = Params { factors: [0; 16], zeros: [0; 16], scales: [0.0; 8] };
-}
+/// Rows that are taken together.
+const ROWS: usize = 4;
 
 /// What is subtracted from codes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Zero {
     None,
     All(i16),
-    /// `Params::zeros`.
-    Groups,
 }
 
-/// A format whose products are computed in integers.
+/// A format whose products are computed in integers. Parameters beyond the columns are 0, or anything finite.
 pub(crate) trait Coded: Copy + Send + Sync + 'static {
     const FORMAT: NumFormat;
-    /// Whether codes are signed bytes.
-    const SIGNED: bool = false;
+    /// Whether codes take eight bits, not six at most.
+    const WIDE: bool = false;
     const ZERO: Zero = Zero::None;
-    /// Whether codes are multiplied with `Params::factors`.
+    /// Whether codes are multiplied with [`factors`](Coded::factors).
     const FACTORS: bool = false;
-    /// Whether a block has one scale: a run is two chunks.
-    const ONE_SCALE: bool = false;
-    /// Whether a block has least weights: `Params::zeros` times the second of `Params::scales`.
-    const LEAST: bool = false;
+    /// How many least weights a step has.
+    const LEAST: usize = 0;
+    /// The largest sum of magnitudes of a step's activations with which its products fit 32 bits.
+    const LIMIT: i32 = i32::MAX;
 
-    /// Takes the parameters of a row, `cols.div_ceil(BLOCK)` of them.
-    fn params<S: Ints>(simd: S, row: &[u8], cols: usize, to: &mut [Params]);
+    /// A row, cut into chunks.
+    type Row<'a>;
 
-    /// The codes of a chunk: of the first 16 columns of each step, and of the others. What it gives beyond
-    /// `cols` does not matter.
-    fn codes<S: Ints>(simd: S, row: &[u8], cols: usize, chunk: usize, spare: &mut Spare) -> [S::Bytes; 2];
+    fn row(bytes: &[u8], cols: usize) -> Self::Row<'_>;
+
+    /// The codes of a chunk, unsigned: of the first 16 columns of each step, and of the others. Beyond the columns they are
+    /// anything.
+    fn codes<S: Ints>(simd: S, row: &Self::Row<'_>, chunk: usize) -> [S::Bytes; 2];
+
+    /// The scales of a chunk's steps, of four rows: number `4k + r` is that of step `k` of row `r`.
+    fn scales<S: Ints>(simd: S, rows: &[Self::Row<'_>; ROWS], chunk: usize) -> S::Floats;
+
+    /// What codes of a chunk are multiplied with, for each 16 columns.
+    #[inline(always)]
+    fn factors<S: Ints>(simd: S, _row: &Self::Row<'_>, _chunk: usize) -> S::Eight {
+        simd.eight([0; 8])
+    }
+
+    /// What is added to all weights of a chunk's steps, or to the first 16 of them and to the others: in the order of
+    /// [`scales`](Coded::scales).
+    #[inline(always)]
+    fn least<S: Ints>(simd: S, _rows: &[Self::Row<'_>; ROWS], _chunk: usize) -> [S::Floats; 2] {
+        [simd.splat(0.0); 2]
+    }
 }
 
-/// The whole numbers of a chunk, as [`operand::place`] orders columns.
+/// The whole numbers of a chunk: bytes at even places of the first codes, those at odd ones, and of the second codes.
 #[inline(always)]
-fn numbers<S: Ints, C: Coded>(
-    simd: S,
-    row: &[u8],
-    cols: usize,
-    chunk: usize,
-    params: &Params,
-    spare: &mut Spare,
-) -> [S::Words; 4] {
-    let [first, second] = C::codes(simd, row, cols, chunk, spare);
-    let ([a, b], [c, d]) = if C::SIGNED {
-        (simd.signed(first), simd.signed(second))
-    } else {
-        (simd.unsigned(first), simd.unsigned(second))
-    };
+fn numbers<S: Ints, C: Coded>(simd: S, row: &C::Row<'_>, chunk: usize) -> [S::Words; 4] {
+    let [first, second] = C::codes(simd, row, chunk);
+    let ([a, b], [c, d]) = (simd.unsigned(first), simd.unsigned(second));
     let mut numbers = [a, b, c, d];
-    let (zeros, _) = params.zeros.as_chunks::<8>();
-    let (factors, _) = params.factors.as_chunks::<8>();
-    let [first, second] = match C::ZERO {
-        Zero::None => [simd.splat_words(0); 2],
-        Zero::All(zero) => [simd.splat_words(zero); 2],
-        Zero::Groups => simd.groups(&zeros[chunk % 2]),
-    };
-    if C::ZERO != Zero::None {
-        numbers = [
-            simd.sub_words(numbers[0], first),
-            simd.sub_words(numbers[1], first),
-            simd.sub_words(numbers[2], second),
-            simd.sub_words(numbers[3], second),
-        ];
+    if let Zero::All(zero) = C::ZERO {
+        for v in 0..4 {
+            numbers[v] = simd.sub_words(numbers[v], simd.splat_words(zero));
+        }
     }
     if C::FACTORS {
-        let [first, second] = simd.groups(&factors[chunk % 2]);
+        let [first, second] = simd.groups(C::factors(simd, row, chunk));
         numbers = [
             simd.mul_words(numbers[0], first),
             simd.mul_words(numbers[1], first),
@@ -126,42 +104,30 @@ fn numbers<S: Ints, C: Coded>(
     numbers
 }
 
-/// The scale of a run that begins with `chunk`, for each running sum, times that of the activations.
-#[inline(always)]
-fn scale<S: Ints>(simd: S, one: bool, params: &Params, chunk: usize, x: f32) -> S::Floats {
-    if one {
-        simd.splat(params.scales[0] * x)
-    } else {
-        let (scales, _) = params.scales.as_chunks::<4>();
-        simd.mul(simd.spread(&scales[chunk % 2]), simd.splat(x))
+/// Bytes in pieces of `N`, the last one filled up with zeros.
+pub(crate) struct Cut<'a, const N: usize> {
+    whole: &'a [[u8; N]],
+    last: [u8; N],
+}
+
+impl<'a, const N: usize> Cut<'a, N> {
+    #[inline(always)]
+    fn new(bytes: &'a [u8]) -> Self {
+        let (whole, rest) = bytes.as_chunks();
+        let mut last = [0; N];
+        last[..rest.len()].copy_from_slice(rest);
+        Cut { whole, last }
+    }
+
+    #[inline(always)]
+    fn at(&self, piece: usize) -> &[u8; N] {
+        self.whole.get(piece).unwrap_or(&self.last)
     }
 }
 
-/// Where the end of a row is copied to, so that readers may take whole vectors.
-pub(crate) type Spare = [u8; 256];
-
-/// `bytes[at..at + N]`, zeros where it ends before.
-#[inline(always)]
-fn piece<'a, const N: usize>(bytes: &'a [u8], at: usize, spare: &'a mut Spare) -> &'a [u8; N] {
-    const { assert!(N <= size_of::<Spare>()) };
-    let rest = bytes.get(at..).unwrap_or_default();
-    match rest.first_chunk() {
-        Some(piece) => piece,
-        None => {
-            patch(rest, spare);
-            &spare.as_chunks::<N>().0[0]
-        }
-    }
-}
-
-#[cold]
-fn patch(rest: &[u8], spare: &mut Spare) {
-    spare.fill(0);
-    spare[..rest.len()].copy_from_slice(rest);
-}
-
-/// Whether products of a format are computed in integers: where it has whole codes, and no least weights in f32 for
-/// groups smaller than a block.
+/// Whether products of a format are computed in integers: where codes are whole, and the format is one that weights are
+/// rounded to. Checkpoints of GPTQ and AWQ are taken as they are: what is rounded off activations with outliers shows in
+/// hidden states there (6e-4 on a fixture that allows 3e-4), so their products stay in f32.
 pub(crate) const fn has(format: NumFormat) -> bool {
     use NumFormat as F;
     matches!(
@@ -172,12 +138,10 @@ pub(crate) const fn has(format: NumFormat) -> bool {
             | F::Q4
             | F::Q3
             | F::Q2
-            | F::A8
-            | F::A4
-            | F::A4G64
-            | F::A4G128
             | F::Q8_0
+            | F::Q5_1
             | F::Q5_0
+            | F::Q4_1
             | F::Q4_0
             | F::Q6K
             | F::Q5K
@@ -203,17 +167,14 @@ pub(crate) fn matmul<C: Coded>(
     let Matrix { data, rows, cols, .. } = w;
     let columns = out.first..out.first + rows;
     let data = &data[..rows * C::FORMAT.row_bytes(cols)];
-    let batch = if n < MANY { n } else { many::BATCH };
+    if n < MANY {
+        let y = y.chunks_mut(out.stride).take(n).map(|y| &mut y[columns.clone()]);
+        return few::few::<C>(cpu, level, data, cols, &x[..n * cols], y);
+    }
+    let batch = many::BATCH;
     for (x, y) in x[..n * cols].chunks(batch * cols).zip(y.chunks_mut(batch * out.stride)) {
-        let tokens = x.len() / cols;
-        let mut room = cpu.shelf.take(operand::eights(tokens, cols))?;
-        let operand = Operand::round(cpu, level, x, cols, &mut room);
-        let y = y.chunks_mut(out.stride).take(tokens).map(|y| &mut y[columns.clone()]);
-        if n < MANY {
-            few::few::<C>(cpu, level, data, cols, &operand, y)?;
-        } else {
-            many::many::<C>(cpu, level, data, cols, &operand, y)?;
-        }
+        let y = y.chunks_mut(out.stride).take(x.len() / cols).map(|y| &mut y[columns.clone()]);
+        many::many::<C>(cpu, level, data, cols, x, y)?;
     }
     Ok(())
 }

@@ -46,11 +46,21 @@ fn add_pairs(mut sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
     sum
 }
 
+/// Where number `4k + r` is in four rows of four numbers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn across() -> __m512i {
+    _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0)
+}
+
 impl Ints for Avx512 {
     type Bytes = __m512i;
     type Words = __m512i;
     type Sums = __m512i;
     type Floats = __m512;
+    type Eight = __m128i;
+
+    const MANY_REGISTERS: bool = true;
 
     #[inline(always)]
     fn enter<J: IntJob>(self, job: J) -> J::Out {
@@ -158,27 +168,6 @@ impl Ints for Avx512 {
     }
 
     #[inline(always)]
-    fn signed(self, v: __m512i) -> [__m512i; 2] {
-        // SAFETY: `self` proves AVX-512.
-        unsafe { [_mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(v)), _mm512_srai_epi16::<8>(v)] }
-    }
-
-    #[inline(always)]
-    fn groups(self, from: &[i16; 8]) -> [__m512i; 2] {
-        // SAFETY: `self` proves AVX-512; the reference is to 16 readable bytes, unaligned loads are allowed.
-        unsafe {
-            let eight = _mm512_broadcast_i32x4(_mm_loadu_si128(from.as_ptr().cast()));
-            // Within each quarter, the two bytes of one word eight times.
-            const TWICE: i64 = 0x0100_0100_0100_0100;
-            let place = |word: i64| TWICE + word * 0x0202_0202_0202_0202;
-            let (a, b, c, d) = (place(0), place(2), place(4), place(6));
-            let first = _mm512_set_epi64(d, d, c, c, b, b, a, a);
-            let second = _mm512_add_epi8(first, _mm512_set1_epi8(2));
-            [_mm512_shuffle_epi8(eight, first), _mm512_shuffle_epi8(eight, second)]
-        }
-    }
-
-    #[inline(always)]
     fn splat_words(self, x: i16) -> __m512i {
         // SAFETY: `self` proves AVX-512.
         unsafe { _mm512_set1_epi16(x) }
@@ -212,16 +201,6 @@ impl Ints for Avx512 {
     fn dot(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: `self` proves AVX-512 with VNNI.
         unsafe { add_pairs(sum, a, b) }
-    }
-
-    #[inline(always)]
-    fn mul_sums(self, a: &[i16; 16], b: &[i32; 16]) -> __m512i {
-        // SAFETY: `self` proves AVX-512; the references are to 32 and 64 readable bytes, unaligned loads are
-        // allowed.
-        unsafe {
-            let a = _mm512_cvtepi16_epi32(_mm256_loadu_si256(a.as_ptr().cast()));
-            _mm512_mullo_epi32(a, _mm512_loadu_si512(b.as_ptr().cast()))
-        }
     }
 
     #[inline(always)]
@@ -277,24 +256,171 @@ impl Ints for Avx512 {
     }
 
     #[inline(always)]
-    fn add_product(self, sum: __m512, a: __m512, b: __m512) -> __m512 {
+    fn flip(self, v: __m512i) -> __m512i {
         // SAFETY: `self` proves AVX-512.
-        unsafe { _mm512_add_ps(sum, _mm512_mul_ps(a, b)) }
+        unsafe { _mm512_xor_si512(v, _mm512_set1_epi8(-128)) }
     }
 
     #[inline(always)]
-    fn half(self, from: [u8; 2]) -> f32 {
-        self.0.half(from)
+    fn eight(self, from: [i16; 8]) -> __m128i {
+        // SAFETY: `self` proves AVX-512; the array is 16 readable bytes, unaligned loads are allowed.
+        unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
     }
 
     #[inline(always)]
-    fn halves(self, from: &[u8; 8]) -> [f32; 4] {
-        self.0.halves(from)
+    fn nibbles(self, from: [u8; 4], bias: i16) -> __m128i {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let wide = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(i32::from_le_bytes(from)));
+            let both = _mm_or_si128(wide, _mm_slli_epi32::<12>(wide));
+            _mm_sub_epi16(_mm_and_si128(both, _mm_set1_epi16(15)), _mm_set1_epi16(bias))
+        }
     }
 
     #[inline(always)]
-    fn double(self, from: &[u8; 8], by: u32, mask: u32, bias: i16) -> [i16; 16] {
-        self.0.double(from, by, mask, bias)
+    fn groups(self, from: __m128i) -> [__m512i; 2] {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let eight = _mm512_broadcast_i32x4(from);
+            // Within each quarter, the two bytes of one word eight times.
+            const TWICE: i64 = 0x0100_0100_0100_0100;
+            let place = |word: i64| TWICE + word * 0x0202_0202_0202_0202;
+            let (a, b, c, d) = (place(0), place(2), place(4), place(6));
+            let first = _mm512_set_epi64(d, d, c, c, b, b, a, a);
+            let second = _mm512_add_epi8(first, _mm512_set1_epi8(2));
+            [_mm512_shuffle_epi8(eight, first), _mm512_shuffle_epi8(eight, second)]
+        }
+    }
+
+    #[inline(always)]
+    fn split(self, from: __m128i) -> __m512i {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let place = |word: i64| word * 0x0001_0001_0001_0001;
+            let (a, b, c, d) = (place(1), place(3), place(5), place(7));
+            let places = _mm512_set_epi64(d, place(6), c, place(4), b, place(2), a, 0);
+            _mm512_permutexvar_epi16(places, _mm512_castsi128_si512(from))
+        }
+    }
+
+    #[inline(always)]
+    fn pair(self, x: i32) -> __m512i {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+
+    #[inline(always)]
+    fn columns(self, [a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let (first, second) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+            let (third, fourth) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+            [
+                _mm512_unpacklo_epi64(first, second),
+                _mm512_unpackhi_epi64(first, second),
+                _mm512_unpacklo_epi64(third, fourth),
+                _mm512_unpackhi_epi64(third, fourth),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bytes<const WIDE: bool>(self, sum: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: `self` proves AVX-512 with VNNI.
+        unsafe { _mm512_dpbusd_epi32(sum, codes, x) }
+    }
+
+    #[inline(always)]
+    fn pack(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_packs_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn fold(self, [a, b, c, d]: [__m512i; 4]) -> __m512i {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let first = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let second = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            _mm512_add_epi32(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second))
+        }
+    }
+
+    #[inline(always)]
+    fn shift_sums(self, v: __m512i) -> __m512i {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_slli_epi32::<8>(v) }
+    }
+
+    #[inline(always)]
+    fn sums(self, from: &[i32; 16]) -> __m512i {
+        // SAFETY: `self` proves AVX-512; the reference is to 64 readable bytes, unaligned loads are allowed.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn spread_sums(self, from: &[i32; 4]) -> __m512i {
+        // SAFETY: `self` proves AVX-512; the reference is to 16 readable bytes, unaligned loads are allowed.
+        unsafe {
+            let places = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+            let four = _mm512_castsi128_si512(_mm_loadu_si128(from.as_ptr().cast()));
+            _mm512_permutexvar_epi32(places, four)
+        }
+    }
+
+    #[inline(always)]
+    fn bytes_of(self, [a, b, c, d]: [[u8; 4]; 4]) -> __m512i {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let word = i32::from_le_bytes;
+            let rows = _mm_set_epi32(word(d), word(c), word(b), word(a));
+            let order = _mm_set_epi8(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+            _mm512_cvtepu8_epi32(_mm_shuffle_epi8(rows, order))
+        }
+    }
+
+    #[inline(always)]
+    fn halves_of(self, [a, b, c, d]: [u64; 4]) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let rows = _mm256_set_epi64x(d as i64, c as i64, b as i64, a as i64);
+            _mm512_permutexvar_ps(across(), _mm512_cvtph_ps(rows))
+        }
+    }
+
+    #[inline(always)]
+    fn row_halves(self, [a, b, c, d]: [u16; 4]) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let four = i64::from(a) | i64::from(b) << 16 | i64::from(c) << 32 | i64::from(d) << 48;
+            _mm512_broadcast_f32x4(_mm_cvtph_ps(_mm_cvtsi64_si128(four)))
+        }
+    }
+
+    #[inline(always)]
+    fn strided_halves<const STRIDE: usize>(self, rows: [&[u8; 64]; 4]) -> __m512 {
+        let mut places = [[0u16; 32]; 4];
+        for r in 0..4 {
+            for k in 0..4 {
+                places[r][4 * k + r] = (STRIDE * k) as u16;
+            }
+        }
+        // SAFETY: `self` proves AVX-512; the references are to 64 readable bytes each, unaligned loads are allowed.
+        unsafe {
+            let mut words = _mm512_setzero_si512();
+            for r in 0..4 {
+                let (row, place) = (rows[r].as_ptr().cast(), places[r].as_ptr().cast());
+                let (row, place) = (_mm512_loadu_si512(row), _mm512_loadu_si512(place));
+                words = _mm512_mask_permutexvar_epi16(words, 0x1111 << r, place, row);
+            }
+            _mm512_cvtph_ps(_mm512_castsi512_si256(words))
+        }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
     }
 
     #[inline(always)]

@@ -37,6 +37,11 @@ pub(crate) trait Ints: Copy + Send + Sync + 'static {
     type Sums: Copy;
     /// 16 f32.
     type Floats: Copy;
+    /// Eight i16.
+    type Eight: Copy;
+
+    /// Whether there are registers for two vectors of rows times six tokens, in integers and in f32.
+    const MANY_REGISTERS: bool = false;
 
     /// Runs a kernel with this instruction set switched on.
     fn enter<J: IntJob>(self, job: J) -> J::Out;
@@ -58,6 +63,8 @@ pub(crate) trait Ints: Copy + Send + Sync + 'static {
     /// Each byte shifted left. The bits that would leave it must be 0.
     fn shift_left(self, v: Self::Bytes, by: usize) -> Self::Bytes;
     fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// The highest bit of each byte turned: signed ones become unsigned ones, 128 more.
+    fn flip(self, v: Self::Bytes) -> Self::Bytes;
     /// Quarters 0 and 2 of `a`, then of `b`; and their quarters 1 and 3.
     fn unzip(self, a: Self::Bytes, b: Self::Bytes) -> [Self::Bytes; 2];
     /// Quarters `a0 b0 a2 b2`, and `a1 b1 a3 b3`.
@@ -65,59 +72,69 @@ pub(crate) trait Ints: Copy + Send + Sync + 'static {
 
     /// Unsigned bytes at even places, then those at odd ones.
     fn unsigned(self, v: Self::Bytes) -> [Self::Words; 2];
-    /// Signed bytes at even places, then those at odd ones.
-    fn signed(self, v: Self::Bytes) -> [Self::Words; 2];
+    fn eight(self, from: [i16; 8]) -> Self::Eight;
+    /// The low, then the high four bits of each byte, less `bias`.
+    fn nibbles(self, from: [u8; 4], bias: i16) -> Self::Eight;
     /// Quarter `k` of the first is `from[2k]` eight times, of the second `from[2k + 1]`.
-    fn groups(self, from: &[i16; 8]) -> [Self::Words; 2];
+    fn groups(self, from: Self::Eight) -> [Self::Words; 2];
+    /// Quarter `k` is `from[2k]` four times, then `from[2k + 1]` four times.
+    fn split(self, from: Self::Eight) -> Self::Words;
     fn splat_words(self, x: i16) -> Self::Words;
+    /// Two words, in the halves of `x`, 16 times.
+    fn pair(self, x: i32) -> Self::Words;
     fn words(self, from: &[i16; 32]) -> Self::Words;
     fn store_words(self, v: Self::Words, to: &mut [i16; 32]);
     /// `a − b`, which must fit.
     fn sub_words(self, a: Self::Words, b: Self::Words) -> Self::Words;
     /// `a · b`, which must fit.
     fn mul_words(self, a: Self::Words, b: Self::Words) -> Self::Words;
+    /// Quarter `k` of vector `j` is pair `j` of quarter `k` of each of the four, one after the other.
+    fn columns(self, rows: [Self::Words; 4]) -> [Self::Words; 4];
 
+    /// `sum[i] + Σ_j codes[4i + j] · x[4i + j]`, codes unsigned and below 128 unless `WIDE`, `x` signed.
+    fn dot_bytes<const WIDE: bool>(self, sum: Self::Sums, codes: Self::Bytes, x: Self::Bytes) -> Self::Sums;
     /// `sum[i] + a[2i] · b[2i] + a[2i + 1] · b[2i + 1]`, which must fit.
     fn dot(self, sum: Self::Sums, a: Self::Words, b: Self::Words) -> Self::Sums;
-    /// `a[i] · b[i]`, which must fit.
-    fn mul_sums(self, a: &[i16; 16], b: &[i32; 16]) -> Self::Sums;
+    /// Quarter `k` is that of `a`, then that of `b`; they must fit.
+    fn pack(self, a: Self::Sums, b: Self::Sums) -> Self::Words;
+    /// Number `4k + r` is the sum of quarter `k` of the `r`th.
+    fn fold(self, rows: [Self::Sums; 4]) -> Self::Sums;
+    /// Each number times 256.
+    fn shift_sums(self, v: Self::Sums) -> Self::Sums;
     fn add_sums(self, a: Self::Sums, b: Self::Sums) -> Self::Sums;
     fn no_sums(self) -> Self::Sums;
+    fn sums(self, from: &[i32; 16]) -> Self::Sums;
+    /// Each number four times.
+    fn spread_sums(self, from: &[i32; 4]) -> Self::Sums;
+    /// Number `4k + r` is byte `k` of the `r`th.
+    fn bytes_of(self, rows: [[u8; 4]; 4]) -> Self::Sums;
     /// To nearest, ties to even.
     fn floats(self, v: Self::Sums) -> Self::Floats;
 
     fn splat(self, x: f32) -> Self::Floats;
     /// Each number four times.
     fn spread(self, from: &[f32; 4]) -> Self::Floats;
+    /// Number `4k + r` is the binary16 in bits `16k..` of the `r`th.
+    fn halves_of(self, rows: [u64; 4]) -> Self::Floats;
+    /// Number `4k + r` is the binary16 of the `r`th.
+    fn row_halves(self, rows: [u16; 4]) -> Self::Floats;
+    /// Number `4k + r` is the binary16 at `2 · STRIDE · k` of the `r`th. `STRIDE` is 10 at most.
+    #[inline(always)]
+    fn strided_halves<const STRIDE: usize>(self, rows: [&[u8; 64]; 4]) -> Self::Floats {
+        let half = |row: &[u8; 64], k: usize| {
+            u64::from(u16::from_le_bytes([row[2 * STRIDE * k], row[2 * STRIDE * k + 1]])) << (16 * k)
+        };
+        let four = |row| half(row, 0) | half(row, 1) | half(row, 2) | half(row, 3);
+        self.halves_of([four(rows[0]), four(rows[1]), four(rows[2]), four(rows[3])])
+    }
     fn load(self, from: &[f32; 16]) -> Self::Floats;
     fn store(self, v: Self::Floats, to: &mut [f32; 16]);
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// `sum + a · b`, rounded twice.
-    fn add_product(self, sum: Self::Floats, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// One little-endian binary16.
-    fn half(self, from: [u8; 2]) -> f32;
-    /// Four little-endian binary16.
-    fn halves(self, from: &[u8; 8]) -> [f32; 4];
-    /// Of each byte `b` the two numbers in the halves of `(b | b << by) & mask`, less `bias`.
-    fn double(self, from: &[u8; 8], by: u32, mask: u32, bias: i16) -> [i16; 16];
+    /// `a · b + c`, rounded once.
+    fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     /// Asks for the cache line that is `at` bytes after the start of `from`, inside of it or beyond.
     fn prefetch<T>(self, from: &[T], at: usize);
-
-    /// The sum of the lanes: lane `i` and lane `i + 8`, then neighbours, then pairs, then fours.
-    #[inline(always)]
-    fn sum(self, v: Self::Floats) -> f32 {
-        let mut lanes = [0.0; 16];
-        self.store(v, &mut lanes);
-        let (first, second) = lanes.split_at(8);
-        let mut eight = [0.0; 8];
-        for i in 0..8 {
-            eight[i] = first[i] + second[i];
-        }
-        let [a, b, c, d, e, f, g, h] = eight;
-        ((a + b) + (c + d)) + ((e + f) + (g + h))
-    }
 }
-
 /// The instruction set for products of integers that a device uses.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum IntLevel {
@@ -129,7 +146,9 @@ pub(crate) enum IntLevel {
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
     #[cfg(target_arch = "aarch64")]
-    Neon(Neon),
+    Neon(Neon<false>),
+    #[cfg(target_arch = "aarch64")]
+    NeonDot(Neon<true>),
 }
 
 impl IntLevel {
@@ -145,7 +164,10 @@ impl IntLevel {
             levels.extend(Avx512::detect().map(IntLevel::Avx512));
         }
         #[cfg(target_arch = "aarch64")]
-        levels.extend(Neon::detect().map(IntLevel::Neon));
+        {
+            levels.extend(Neon::detect().map(IntLevel::Neon));
+            levels.extend(Neon::detect().map(IntLevel::NeonDot));
+        }
         levels
     }
 
@@ -165,6 +187,8 @@ impl IntLevel {
             IntLevel::Avx512(_) => "avx512-vnni",
             #[cfg(target_arch = "aarch64")]
             IntLevel::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            IntLevel::NeonDot(_) => "neon-dotprod",
         }
     }
 
@@ -179,6 +203,8 @@ impl IntLevel {
             IntLevel::Avx512(simd) => simd.enter(job),
             #[cfg(target_arch = "aarch64")]
             IntLevel::Neon(simd) => simd.enter(job),
+            #[cfg(target_arch = "aarch64")]
+            IntLevel::NeonDot(simd) => simd.enter(job),
         }
     }
 }

@@ -20,7 +20,6 @@ struct All {
     small: [i16; 16],
     large: [i32; 16],
     floats: [f32; 16],
-    half: [u8; 2],
 }
 
 impl All {
@@ -32,7 +31,6 @@ impl All {
             small: std::array::from_fn(|_| i16::from(byte()) * 16 - 2048),
             large: std::array::from_fn(|_| (i32::from(byte()) << 11) - (1 << 18)),
             floats: std::array::from_fn(|_| (f32::from(byte()) - 128.0) / 3.0),
-            half: [byte(), byte() & 0xbf],
         }
     }
 }
@@ -57,31 +55,27 @@ impl IntJob for All {
         }
         all.extend(simd.unzip(v, w));
         all.extend(simd.transpose(v, w));
+        all.push(simd.flip(v));
         let mut store = |v: S::Words| {
             let mut to = [0; 32];
             simd.store_words(v, &mut to);
             words.push(to);
         };
         for v in all {
-            let ([a, b], [c, d]) = (simd.unsigned(v), simd.signed(v));
-            [a, b, c, d].into_iter().for_each(&mut store);
+            simd.unsigned(v).into_iter().for_each(&mut store);
         }
-        let [a, b] = simd.signed(v);
-        let [c, d] = simd.groups(self.small.first_chunk().expect("16 numbers"));
-        [c, d, simd.sub_words(c, a), simd.mul_words(a, b), simd.splat_words(-7)]
+        let [a, b] = simd.unsigned(v);
+        let four = *self.bytes.first_chunk().expect("64 bytes");
+        let eight = simd.eight(*self.small.first_chunk().expect("16 numbers"));
+        let [c, d] = simd.groups(eight);
+        let nibbles = simd.split(simd.nibbles(four, 8));
+        [c, d, simd.sub_words(c, a), simd.split(eight), nibbles, simd.splat_words(-7)]
             .into_iter()
             .for_each(&mut store);
-
-        for (by, mask, bias) in [(12, 0x000f_000f, 8), (16, 0x00ff_00ff, 0)] {
-            let mut to = [0; 32];
-            to[..16].copy_from_slice(&simd.double(
-                self.bytes.first_chunk().expect("64 bytes"),
-                by,
-                mask,
-                bias,
-            ));
-            words.push(to);
-        }
+        store(simd.mul_words(a, nibbles));
+        store(simd.pair(self.large[3]));
+        simd.columns([a, b, c, nibbles]).into_iter().for_each(&mut store);
+        store(simd.pack(simd.sums(&self.large), simd.shift_sums(simd.sums(&self.large))));
 
         let mut store = |v: S::Floats| {
             let mut to = [0.0f32; 16];
@@ -89,18 +83,31 @@ impl IntJob for All {
             floats.push(to.map(f32::to_bits));
         };
         let sums = simd.dot(simd.no_sums(), c, d);
-        store(simd.floats(sums));
-        store(simd.floats(simd.dot(sums, a, simd.mul_words(a, b))));
-        store(simd.floats(simd.mul_sums(&self.small, &self.large)));
-        let (x, y) = (simd.load(&self.floats), simd.splat(simd.half(self.half)));
+        let wide = simd.dot_bytes::<true>(sums, v, w);
+        let narrow = simd.dot_bytes::<false>(wide, simd.shift_right(v, 1, 127), w);
+        let large = simd.sums(&self.large);
+        let four = simd.spread_sums(self.large.first_chunk().expect("16 numbers"));
+        let rows = std::array::from_fn(|r| quarters[r].first_chunk().copied().expect("16 bytes"));
+        let bytes = simd.bytes_of(rows);
+        let folded = simd.fold([sums, wide, narrow, large]);
+        for sums in [sums, wide, narrow, large, four, bytes, folded] {
+            store(simd.floats(sums));
+        }
+        store(simd.floats(simd.add_sums(four, simd.shift_sums(large))));
+        let (x, y) = (simd.load(&self.floats), simd.splat(0.1));
         let spread = simd.spread(self.floats.first_chunk().expect("16 numbers"));
         store(spread);
         store(simd.mul(x, spread));
-        let product = simd.add_product(x, spread, y);
-        store(product);
-        store(simd.splat(simd.sum(product)));
-        let halves: [u8; 8] = std::array::from_fn(|i| self.others[i] & if i % 2 == 0 { 0xff } else { 0xbf });
-        store(simd.spread(&simd.halves(&halves)));
+        store(simd.mul_add(x, spread, y));
+        // Numbers of 16 bits that are finite.
+        let word = |r: usize| u64::from_le_bytes(std::array::from_fn(|i| self.others[8 * r + i]));
+        store(simd.halves_of(std::array::from_fn(|r| word(r) & 0xbfff_bfff_bfff_bfff)));
+        store(simd.row_halves(std::array::from_fn(|r| word(r) as u16 & 0xbfff)));
+        let mut finite = [self.bytes, self.others, self.bytes, self.others];
+        finite.as_flattened_mut().iter_mut().for_each(|byte| *byte &= 0xbf);
+        let [a, b, c, d] = &finite;
+        store(simd.strided_halves::<9>([a, b, c, d]));
+        store(simd.strided_halves::<10>([b, a, d, c]));
         (words, floats)
     }
 }
