@@ -113,19 +113,40 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a file from start to end in large blocks, leaving the page cache as it was.
-pub(crate) fn read_through(path: &Path, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<u64> {
+/// Something that bytes can be read from at any place, and that lies in files.
+pub(crate) trait ReadAt {
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()>;
+
+    /// Tells the page cache about `len` bytes at `at` (0: to the end).
+    fn advise(&self, at: u64, len: u64, advice: Advice);
+}
+
+impl ReadAt for File {
+    fn read_exact_at(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buf, at)
+    }
+
+    fn advise(&self, at: u64, len: u64, advice: Advice) {
+        advise(self, at, len, advice);
+    }
+}
+
+/// Reads a file of `len` bytes from start to end in large blocks, leaving the page cache as it was.
+pub(crate) fn read_through(
+    (file, len): (&impl ReadAt, u64),
+    path: &Path,
+    mut each: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<u64> {
     // The page cache drops whole folios only, and they have up to 2 MiB.
     const BLOCK: usize = 4 << 20;
-    let (file, len) = open_file(path)?;
-    advise(&file, 0, 0, Advice::Sequential);
+    file.advise(0, 0, Advice::Sequential);
     let mut block = vec![0; BLOCK.min(len as usize)];
     let mut at = 0;
     while at < len {
         let take = (len - at).min(BLOCK as u64) as usize;
         let part = &mut block[..take];
         file.read_exact_at(part, at).map_err(Error::io(path, format!("reading {take} bytes at {at}")))?;
-        advise(&file, at, take as u64, Advice::DontNeed);
+        file.advise(at, take as u64, Advice::DontNeed);
         each(part)?;
         at += take as u64;
     }

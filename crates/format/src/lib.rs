@@ -11,7 +11,7 @@
 //!
 //! ```
 //! use airllm_format::shard::{ShardTag, ShardWriter, TensorSpec};
-//! use airllm_format::{Bits, FileSource, LayerSource, Manifest, NumFormat, Prepared, ReadMode, Recipe, SourceEntry};
+//! use airllm_format::{Bits, FileSource, LayerSource, Manifest, NumFormat, Prepared, ReadMethod, Recipe, SourceEntry};
 //!
 //! let dir = std::env::temp_dir().join(format!("airllm-format-example-{}", std::process::id()));
 //! let tag = ShardTag { unit: "layer.0".into(), source: "abc".into(), recipe: Recipe::uniform(Bits::Source).name() };
@@ -30,7 +30,7 @@
 //! let prepared = Prepared::open(&dir)?;
 //! prepared.verify(&mut |_done, _total| {})?;
 //! let q = &prepared.manifest().shards[0].tensors[0];
-//! let source = FileSource::open(&prepared.shard_paths(), ReadMode::Buffered)?;
+//! let source = FileSource::open(&prepared.shard_paths(), ReadMethod::Buffered)?;
 //! let mut rows = vec![0; q.bytes as usize];
 //! source.read_at(0, q.offset, &mut rows)?;
 //! assert_eq!(rows[16..], [9; 16]);
@@ -57,11 +57,11 @@ pub use disk::{free_space, need_space, write_atomically};
 pub use error::{Error, Result};
 pub use json::{parse_json, read_json_object};
 pub use manifest::{
-    Bits, Calibration, FileEntry, MANIFEST, Manifest, Recipe, Sensitivity, ShardEntry, SourceEntry,
-    TensorEntry, TensorSensitivity, Together, WidthError, copy_file, write_side_text,
+    Bits, Calibration, FileEntry, MANIFEST, Manifest, PartEntry, Recipe, Sensitivity, ShardEntry,
+    SourceEntry, TensorEntry, TensorSensitivity, Together, WidthError, copy_file, write_side_text,
 };
 pub use number::{Layout, NumFormat};
 pub use prepared::Prepared;
 pub use repo::{Index, Located, Repo};
 pub use source::LayerSource;
-pub use sources::{FaultSource, FileSource, MemorySource, Probe, Rate, ReadMode};
+pub use sources::{FaultSource, FileSource, MemorySource, Probe, QueuedReads, Rate, ReadMethod};

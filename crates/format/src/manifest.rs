@@ -14,6 +14,7 @@ use crate::disk::{
     is_plain_name, read_bounded, rename, sync_parent, temporary, write_atomically, write_error,
 };
 use crate::json::MAX_JSON;
+use crate::shard::Spread;
 use crate::{Error, NumFormat, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -51,9 +52,23 @@ pub struct Manifest {
     pub shards: Vec<ShardEntry>,
     /// The side files that were copied.
     pub files: Vec<FileEntry>,
+    /// Which part of the shards lies in this folder, where they are spread over several. The rest of the manifest is
+    /// that of the whole, the same in all of them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub part: Option<PartEntry>,
     /// What rounding does to the model, if that was measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sensitivity: Option<Sensitivity>,
+}
+
+/// One of the folders that shards are spread over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PartEntry {
+    /// Which of the parts, from 0.
+    pub index: usize,
+    /// How the bytes of each shard are dealt out to them.
+    pub shares: Spread,
 }
 
 /// Where the weights came from.
@@ -226,6 +241,7 @@ impl Manifest {
             generation_config: None,
             shards: Vec::new(),
             files: Vec::new(),
+            part: None,
             sensitivity: None,
         }
     }

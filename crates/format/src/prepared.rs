@@ -3,16 +3,15 @@
 use crate::disk::open_file;
 use crate::manifest::{Manifest, ShardEntry};
 use crate::safetensors::{Dtype, Header};
-use crate::shard::{Geometry, checksum_hex, scan};
+use crate::shard::{Folders, Geometry, ShardTag, checksum_hex, in_parts, scan};
 use crate::{Error, Result};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// An opened prepared folder. Everything but the weights has been checked.
+/// An opened prepared folder, or several over which the shards are spread. Everything but the weights has been checked.
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    dir: PathBuf,
+    folders: Folders,
     manifest: Manifest,
 }
 
@@ -27,13 +26,24 @@ impl Prepared {
     ///
     /// # Errors
     /// [`Error::Missing`] if the folder is not prepared or a file is gone, [`Error::Malformed`] where
-    /// manifest and files disagree, [`Error::Io`] where the system refuses.
+    /// manifest and files disagree, or where the folder holds one part of several; [`Error::Io`] where the system
+    /// refuses.
     pub fn open(dir: &Path) -> Result<Self> {
-        let manifest = Manifest::read(dir)?;
+        Self::open_in(&[dir.to_path_buf()])
+    }
+
+    /// The same for the folders that shards are spread over, in any order.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and [`Error::Malformed`] where a part is missing, there twice, or of something else.
+    pub fn open_in(dirs: &[PathBuf]) -> Result<Self> {
+        let (folders, manifest) = gather(dirs)?;
         for shard in &manifest.shards {
-            check_shard(&dir.join(&shard.file), shard, &manifest)?;
+            check_shard(&folders, shard, &manifest)?;
         }
-        for file in &manifest.files {
+        for (file, dir) in
+            manifest.files.iter().flat_map(|file| folders.dirs().iter().map(move |dir| (file, dir)))
+        {
             let path = dir.join(&file.file);
             let (_, len) = open_file(&path)?;
             if len != file.bytes {
@@ -43,23 +53,35 @@ impl Prepared {
                 ));
             }
         }
-        Ok(Self { dir: dir.to_path_buf(), manifest })
+        Ok(Self { folders, manifest })
     }
 
-    /// The folder.
+    /// The folder; of several the first.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.folders.first()
     }
 
-    /// Its manifest.
+    /// The folders.
+    pub fn folders(&self) -> &Folders {
+        &self.folders
+    }
+
+    /// Its manifest; of several that of the first.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
     /// The shard files in the order of the manifest, to be given to a
-    /// [`FileSource`](crate::FileSource).
+    /// [`FileSource`](crate::FileSource); of several folders one after the other.
     pub fn shard_paths(&self) -> Vec<PathBuf> {
-        self.manifest.shards.iter().map(|s| self.dir.join(&s.file)).collect()
+        self.part_paths().concat()
+    }
+
+    /// The shard files of each folder, in the order of the manifest.
+    pub fn part_paths(&self) -> Vec<Vec<PathBuf>> {
+        let shards = &self.manifest.shards;
+        let of = |dir: &PathBuf| shards.iter().map(|shard| dir.join(&shard.file)).collect();
+        self.folders.dirs().iter().map(of).collect()
     }
 
     /// Reads everything and compares all checksums: of whole files and of tensors.
@@ -71,22 +93,75 @@ impl Prepared {
     /// [`Error::Io`] where the system refuses.
     pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         let side: u64 = self.manifest.files.iter().map(|f| f.bytes).sum();
-        let total = self.manifest.bytes() + side;
+        let total = self.manifest.bytes() + side * self.folders.dirs().len() as u64;
         let mut done = 0;
         let mut count = |n: u64| {
             done += n;
             progress(done, total);
         };
         for shard in &self.manifest.shards {
-            verify_shard(&self.dir.join(&shard.file), shard, &mut count)?;
+            verify_shard(&self.folders, shard, &mut count)?;
         }
         for file in &self.manifest.files {
-            let path = self.dir.join(&file.file);
-            let found = scan(&path, &[], |_, _| {}, &mut count)?;
-            compare(&path, "the file", &file.xxh3, format!("{:032x}", found.xxh3))?;
+            for path in self.folders.paths(&file.file) {
+                let (open, len) = open_file(&path)?;
+                let found = scan((&open, len), &path, &[], |_, _| {}, &mut count)?;
+                compare(&path, "the file", &file.xxh3, format!("{:032x}", found.xxh3))?;
+            }
         }
         Ok(())
     }
+}
+
+/// The parts of the shards in these folders, put in order.
+fn gather(dirs: &[PathBuf]) -> Result<(Folders, Manifest)> {
+    let mut parts = Vec::with_capacity(dirs.len());
+    for dir in dirs {
+        let mut manifest = Manifest::read(dir)?;
+        let part = manifest.part.take();
+        parts.push((dir, part, manifest));
+    }
+    let Some((first, part, whole)) = parts.first() else {
+        return Err(Error::missing(Path::new(""), "no folder with shards was named"));
+    };
+    let fail = |dir: &Path, what: String| Err(Error::malformed(dir, what));
+    let Some(part) = part else {
+        return match parts.get(1) {
+            None => Ok((Folders::one(first), whole.clone())),
+            Some((other, ..)) => fail(
+                first,
+                format!("its shards are whole, there are none to be had from {} too", other.display()),
+            ),
+        };
+    };
+    let count = part.shares.shares().len();
+    let mut placed: Vec<Option<PathBuf>> = vec![None; count];
+    for (dir, other, manifest) in &parts {
+        match other {
+            Some(other) if other.shares == part.shares && manifest == whole => {
+                if let Some(before) = placed[other.index].replace((*dir).clone()) {
+                    return fail(
+                        dir,
+                        format!("part {} of {count}, as in {}", other.index + 1, before.display()),
+                    );
+                }
+            }
+            _ => return fail(dir, format!("holds no part of the shards in {}", first.display())),
+        }
+    }
+    let missing = placed.iter().position(Option::is_none);
+    if let Some(missing) = missing {
+        return fail(
+            first,
+            format!(
+                "holds part {} of {count} of the shards, and part {} is in none of the folders named: name them all",
+                part.index + 1,
+                missing + 1
+            ),
+        );
+    }
+    let folders = Folders::spread(placed.into_iter().flatten().collect(), part.shares.clone())?;
+    Ok((folders, whole.clone()))
 }
 
 fn compare(path: &Path, what: &str, expected: &str, found: String) -> Result<()> {
@@ -101,14 +176,15 @@ fn compare(path: &Path, what: &str, expected: &str, found: String) -> Result<()>
     })
 }
 
-fn verify_shard(path: &Path, shard: &ShardEntry, count: &mut dyn FnMut(u64)) -> Result<()> {
+fn verify_shard(folders: &Folders, shard: &ShardEntry, count: &mut dyn FnMut(u64)) -> Result<()> {
+    let (file, path) = (folders.open(&shard.file)?, &folders.first().join(&shard.file));
     // The manifest's own check has seen to it that the shapes are countable and the ranges in order.
     let ranges: Vec<(Range<u64>, usize)> = shard
         .tensors
         .iter()
         .filter_map(|t| Some((t.offset..t.offset + t.bytes, Geometry::of(t.format, &t.shape)?.row_bytes)))
         .collect();
-    let found = scan(path, &ranges, |_, _| {}, count)?;
+    let found = scan((&file, file.len()), path, &ranges, |_, _| {}, count)?;
     if found.len != shard.bytes {
         return Err(Error::malformed(
             path,
@@ -121,15 +197,26 @@ fn verify_shard(path: &Path, shard: &ShardEntry, count: &mut dyn FnMut(u64)) -> 
     compare(path, "the file", &shard.xxh3, format!("{:032x}", found.xxh3))
 }
 
-/// Checks a shard's length, header and stored checksums against the manifest.
-fn check_shard(path: &Path, shard: &ShardEntry, manifest: &Manifest) -> Result<()> {
-    let (file, len) = open_file(path)?;
+/// Checks a shard's length, header and stored checksums against the manifest, and the headers of its parts.
+fn check_shard(folders: &Folders, shard: &ShardEntry, manifest: &Manifest) -> Result<()> {
+    let (file, path) = (folders.open(&shard.file)?, &folders.first().join(&shard.file));
+    let len = file.len();
     let fail = |what: String| Err(Error::malformed(path, what));
     if len != shard.bytes {
         return fail(format!("the file has {len} bytes, the manifest says {}", shard.bytes));
     }
     let header = Header::read_from(&file, len, path)?;
     let recipe = manifest.recipe.name();
+    let of = ShardTag {
+        unit: shard.unit.clone(),
+        source: manifest.source.fingerprint.clone(),
+        recipe: recipe.clone(),
+    };
+    for (path, head) in folders.paths(&shard.file).iter().zip(folders.heads(&of, len)) {
+        if !in_parts(path, &head)? {
+            return Err(Error::malformed(path, "this is not the part that the manifest says it is"));
+        }
+    }
     let tag = [
         ("format", "airllm-shard"),
         ("unit", &shard.unit),

@@ -9,7 +9,7 @@ use crate::disk::{is_plain_name, open_file, read_bounded};
 use crate::gguf::{self, Gguf};
 use crate::json::{MAX_JSON, parse_object};
 use crate::safetensors::{Header, TensorInfo};
-use crate::{Error, FileSource, LayerSource, ReadMode, Result};
+use crate::{Error, FileSource, LayerSource, ReadMethod, Result};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::fs;
@@ -367,7 +367,7 @@ impl Weights {
         if let Some((index, path)) = index {
             check_index(index, path, &paths, &headers)?;
         }
-        let source = FileSource::open(&paths, ReadMode::Buffered)?;
+        let source = FileSource::open(&paths, ReadMethod::Buffered)?;
         Ok(Self { paths, source, headers, tensors })
     }
 }

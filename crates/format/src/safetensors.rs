@@ -16,12 +16,10 @@ mod tests;
 pub use dtype::Dtype;
 pub(crate) use raw::UniqueStrings;
 
-use crate::disk::open_file;
+use crate::disk::{ReadAt, open_file};
 use crate::json::utf8;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// The largest header, in bytes, that the specification allows.
@@ -64,7 +62,7 @@ impl Header {
     }
 
     /// [`read`](Self::read) from an open file of `file_len` bytes.
-    pub(crate) fn read_from(file: &File, file_len: u64, path: &Path) -> Result<Self> {
+    pub(crate) fn read_from(file: &impl ReadAt, file_len: u64, path: &Path) -> Result<Self> {
         Self::parse(&read_head(file, file_len, path)?, file_len, path)
     }
 
@@ -140,7 +138,7 @@ impl Header {
 }
 
 /// Reads length and JSON of a header, not more.
-pub(crate) fn read_head(file: &File, file_len: u64, path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read_head(file: &impl ReadAt, file_len: u64, path: &Path) -> Result<Vec<u8>> {
     let mut head = vec![0; file_len.min(8) as usize];
     let read = |buf: &mut [u8], at: u64| {
         file.read_exact_at(buf, at)

@@ -18,16 +18,19 @@
 mod blocks;
 mod layout;
 mod scan;
+mod spread;
 mod sums;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use layout::{ALIGNMENT, Geometry, ShardTag, TENSOR_ALIGNMENT, TensorSpec, file_bytes};
+pub use spread::{Folders, PART_HEAD, Piece, ShardFile, Spread, dealt};
 pub use sums::{RowSums, row_checksum};
-pub use writer::{ShardWriter, accept};
+pub use writer::{ShardWriter, accept, accept_in};
 
 pub(crate) use scan::scan;
+pub(crate) use spread::in_parts;
 
 /// Hexadecimal form of a tensor's checksum, as it stands in `airllm.json`.
 pub fn checksum_hex(sum: u64) -> String {

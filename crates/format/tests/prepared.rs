@@ -3,7 +3,7 @@
 
 use airllm_format::shard::{ShardTag, ShardWriter, TensorSpec, accept};
 use airllm_format::{
-    Bits, Error, FileSource, LayerSource, MANIFEST, Manifest, NumFormat, Prepared, ReadMode, Recipe,
+    Bits, Error, FileSource, LayerSource, MANIFEST, Manifest, NumFormat, Prepared, ReadMethod, Recipe,
     SourceEntry, copy_file,
 };
 use proptest::prelude::*;
@@ -95,7 +95,7 @@ fn opens_verifies_and_streams() {
         .unwrap();
     assert_eq!(last.0, last.1);
     assert_eq!(last.1, prepared.manifest().bytes() + 8);
-    for mode in [ReadMode::Direct, ReadMode::Buffered] {
+    for mode in [ReadMethod::Direct, ReadMethod::Buffered] {
         let source = FileSource::open(&prepared.shard_paths(), mode).unwrap();
         for (number, shard) in prepared.manifest().shards.iter().enumerate() {
             for (t, spec) in shard.tensors.iter().zip(specs(&shard.unit)) {

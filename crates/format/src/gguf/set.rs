@@ -4,7 +4,7 @@ use super::families::{self, Family};
 use super::names::Meaning;
 use super::{Gguf, config};
 use crate::safetensors::{Dtype, TensorInfo};
-use crate::{Error, FileSource, LayerSource, Located, ReadMode, Result};
+use crate::{Error, FileSource, LayerSource, Located, ReadMethod, Result};
 use serde_json::Value as Json;
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -82,7 +82,7 @@ impl Set {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let paths = parts(path)?;
         let heads = paths.iter().map(|path| Gguf::read(path)).collect::<Result<Vec<_>>>()?;
-        let source = FileSource::open(&paths, ReadMode::Buffered)?;
+        let source = FileSource::open(&paths, ReadMethod::Buffered)?;
         let mut places: HashMap<&str, (usize, &TensorInfo)> = HashMap::new();
         for (file, head) in heads.iter().enumerate() {
             for info in head.tensors() {

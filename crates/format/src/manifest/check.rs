@@ -44,6 +44,13 @@ impl Manifest {
             }
             check_shard(shard).map_err(|what| format!("shard `{}`: {what}", shard.unit))?;
         }
+        if let Some(part) = &self.part {
+            part.shares.check().map_err(|what| format!("part: {what}"))?;
+            let parts = part.shares.shares().len();
+            if part.index >= parts {
+                return Err(format!("part: {} of {parts}", part.index));
+            }
+        }
         if let Some(sensitivity) = &self.sensitivity {
             sensitivity.check().map_err(|what| format!("sensitivity: {what}"))?;
         }

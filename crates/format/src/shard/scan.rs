@@ -2,7 +2,7 @@
 
 use super::sums::RowSums;
 use crate::Result;
-use crate::disk::read_through;
+use crate::disk::{ReadAt, read_through};
 use std::ops::Range;
 use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
@@ -17,9 +17,10 @@ pub(crate) struct Scan {
     pub(crate) len: u64,
 }
 
-/// Reads a file once. `tensors` are byte ranges in rising order with their bytes per row; `keep` receives
+/// Reads a file of a length once; `path` is for messages. `tensors` are byte ranges in rising order with their bytes per row; `keep` receives
 /// all bytes that are in none of them, with their offset; `progress` the size of each block read.
 pub(crate) fn scan(
+    file: (&impl ReadAt, u64),
     path: &Path,
     tensors: &[(Range<u64>, usize)],
     mut keep: impl FnMut(u64, &[u8]),
@@ -30,7 +31,7 @@ pub(crate) fn scan(
     let mut waiting = tensors.iter();
     let mut current = waiting.next().map(|(range, row)| (range.clone(), RowSums::new(*row)));
     let mut at = 0u64;
-    let len = read_through(path, |block| {
+    let len = read_through(file, path, |block| {
         hash.update(block);
         let mut rest = block;
         while !rest.is_empty() {

@@ -3,6 +3,7 @@
 use super::blocks::Blocks;
 use super::layout::{Layout, ShardTag, TensorSpec};
 use super::scan;
+use super::spread::{Folders, in_parts};
 use super::sums::RowSums;
 use crate::disk::{is_plain_name, rename, temporary, write_error};
 use crate::manifest::ShardEntry;
@@ -19,8 +20,10 @@ use xxhash_rust::xxh3::Xxh3;
 /// killed leaves a temporary file that the next writer replaces.
 pub struct ShardWriter {
     path: PathBuf,
-    part: PathBuf,
-    file: Blocks,
+    /// The files that are written: one, or one for each folder. Where each is meanwhile, and where it will be.
+    files: Vec<(PathBuf, PathBuf)>,
+    blocks: Vec<Blocks>,
+    folders: Folders,
     tag: ShardTag,
     specs: Vec<TensorSpec>,
     layout: Layout,
@@ -41,23 +44,26 @@ impl ShardWriter {
     /// [`Error::Malformed`] for names or shapes that a shard cannot have, [`Error::NoSpace`] on a full disk,
     /// [`Error::Io`] where the system refuses.
     pub fn create(dir: &Path, file: &str, tag: &ShardTag, specs: Vec<TensorSpec>) -> Result<Self> {
-        let path = dir.join(file);
+        Self::create_in(&Folders::one(dir), file, tag, specs)
+    }
+
+    /// The same with the shard's bytes in one folder or spread over several, in files of the same name.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_in(folders: &Folders, file: &str, tag: &ShardTag, specs: Vec<TensorSpec>) -> Result<Self> {
+        let path = folders.first().join(file);
         if !is_plain_name(file) || file.starts_with('.') {
             return Err(Error::malformed(&path, "a shard needs a plain file name"));
         }
         let layout = Layout::new(tag, &specs, &path)?;
-        fs::create_dir_all(dir).map_err(Error::io(dir, "making the folder"))?;
-        let part = temporary(&path);
-        let file = Blocks::create(&part, layout.file_len).map_err(|e| {
-            // Nobody else would: there is no writer yet that could be dropped.
-            let _ = fs::remove_file(&part);
-            write_error(&part, layout.file_len, e)
-        })?;
+        let files = folders.paths(file).into_iter().map(|path| (temporary(&path), path)).collect();
         let row_bytes = layout.tensors[0].1.row_bytes;
         let mut writer = Self {
             path,
-            part,
-            file,
+            files,
+            blocks: Vec::new(),
+            folders: folders.clone(),
             tag: tag.clone(),
             specs,
             layout,
@@ -68,6 +74,18 @@ impl ShardWriter {
             open: RowSums::new(row_bytes),
             sums: Vec::new(),
         };
+        let heads = folders.heads(tag, writer.layout.file_len);
+        for ((dir, len), head) in folders.dirs().iter().zip(folders.lens(writer.layout.file_len)).zip(heads) {
+            fs::create_dir_all(dir).map_err(Error::io(dir, "making the folder"))?;
+            let part = &writer.files[writer.blocks.len()].0;
+            let mut blocks = Blocks::create(part, len).map_err(|e| {
+                // Whoever drops the writer removes what there are blocks of; here they could not be made.
+                let _ = fs::remove_file(part);
+                write_error(part, len, e)
+            })?;
+            blocks.write(&head).map_err(|e| write_error(part, len, e))?;
+            writer.blocks.push(blocks);
+        }
         let head = writer.layout.head.clone();
         writer.emit(&head)?;
         Ok(writer)
@@ -133,8 +151,13 @@ impl ShardWriter {
         self.emit(&sums)?;
         self.zeros_to(self.layout.file_len)?;
         let len = self.layout.file_len;
-        self.file.finish().map_err(|e| write_error(&self.part, len, e))?;
-        rename(&self.part, &self.path)?;
+        for (blocks, (part, _)) in self.blocks.iter_mut().zip(&self.files) {
+            blocks.finish().map_err(|e| write_error(part, len, e))?;
+        }
+        // Between two of these names a crash leaves parts of different writers, which agree or are found not to.
+        for (part, path) in &self.files {
+            rename(part, path)?;
+        }
         Ok(entry(&self.path, &self.tag, &self.specs, &self.layout, &self.sums, self.hash.digest128()))
     }
 
@@ -160,7 +183,18 @@ impl ShardWriter {
 
     fn emit(&mut self, bytes: &[u8]) -> Result<()> {
         self.hash.update(bytes);
-        self.file.write(bytes).map_err(|e| write_error(&self.part, self.layout.file_len - self.at, e))?;
+        let left = self.layout.file_len - self.at;
+        match self.folders.shares() {
+            None => self.blocks[0].write(bytes).map_err(|e| write_error(&self.files[0].0, left, e))?,
+            Some(spread) => {
+                for piece in spread.pieces(self.at, bytes.len()) {
+                    let part = &self.files[piece.part].0;
+                    self.blocks[piece.part]
+                        .write(&bytes[piece.range])
+                        .map_err(|e| write_error(part, left, e))?;
+                }
+            }
+        }
         self.at += bytes.len() as u64;
         Ok(())
     }
@@ -169,7 +203,9 @@ impl ShardWriter {
 impl Drop for ShardWriter {
     fn drop(&mut self) {
         // After `finish` the name is gone already; an error here changes nothing for anybody.
-        let _ = fs::remove_file(&self.part);
+        for (part, _) in &self.files[..self.blocks.len()] {
+            let _ = fs::remove_file(part);
+        }
     }
 }
 
@@ -182,12 +218,34 @@ impl Drop for ShardWriter {
 /// [`Error::Malformed`] for names or shapes that a shard cannot have, [`Error::Io`] where the system
 /// refuses.
 pub fn accept(dir: &Path, file: &str, tag: &ShardTag, specs: &[TensorSpec]) -> Result<Option<ShardEntry>> {
-    let path = dir.join(file);
+    accept_in(&Folders::one(dir), file, tag, specs)
+}
+
+/// The same for a shard in one folder or spread over several, of which the headers of the parts must be the ones that
+/// would be written as well.
+///
+/// # Errors
+/// As [`accept`].
+pub fn accept_in(
+    folders: &Folders,
+    file: &str,
+    tag: &ShardTag,
+    specs: &[TensorSpec],
+) -> Result<Option<ShardEntry>> {
+    let path = folders.first().join(file);
     let layout = Layout::new(tag, specs, &path)?;
-    match fs::metadata(&path) {
-        Ok(meta) if meta.is_file() && meta.len() == layout.file_len => {}
-        _ => return Ok(None),
+    let heads = folders.heads(tag, layout.file_len);
+    for ((path, len), head) in folders.paths(file).iter().zip(folders.lens(layout.file_len)).zip(heads) {
+        match fs::metadata(path) {
+            Ok(meta) if meta.is_file() && meta.len() == len => {}
+            _ => return Ok(None),
+        }
+        if !in_parts(path, &head)? {
+            tracing::info!(file = %path.display(), "a part is there but not the one that is needed; it is written again");
+            return Ok(None);
+        }
     }
+    let shard = folders.open(file)?;
     let ranges: Vec<(Range<u64>, usize)> =
         layout.tensors.iter().map(|(offset, g)| (*offset..offset + g.bytes, g.row_bytes)).collect();
     let mut head = Vec::with_capacity(layout.head.len());
@@ -196,6 +254,7 @@ pub fn accept(dir: &Path, file: &str, tag: &ShardTag, specs: &[TensorSpec]) -> R
     let head_end = layout.head.len() as u64;
     let sums_range = layout.sums..layout.sums + 8 * specs.len() as u64;
     let found = scan(
+        (&shard, shard.len()),
         &path,
         &ranges,
         |at, bytes| {

@@ -1,6 +1,7 @@
 //! Which way of reading is faster on the disk at hand: measured, because it differs between machines.
 
-use super::file::{FileSource, ReadMode};
+use super::file::FileSource;
+use super::method::ReadMethod;
 use crate::disk::Aligned;
 use crate::{LayerSource, Result};
 use std::path::PathBuf;
@@ -36,30 +37,30 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// The mode to read with: the faster one, and direct reads where they are as good, because they cost
+    /// The method to read with: the faster one, and direct reads where they are as good, because they cost
     /// less processor time and leave the page cache to others.
     ///
     /// ```
-    /// use airllm_format::{Probe, Rate, ReadMode};
+    /// use airllm_format::{Probe, Rate, ReadMethod};
     /// use std::time::Duration;
     /// let rate = |bytes| Rate { bytes, time: Duration::from_secs(1) };
-    /// assert_eq!(Probe { direct: rate(99), buffered: rate(100) }.choose(), ReadMode::Direct);
-    /// assert_eq!(Probe { direct: rate(50), buffered: rate(100) }.choose(), ReadMode::Buffered);
+    /// assert_eq!(Probe { direct: rate(99), buffered: rate(100) }.choose(), ReadMethod::Direct);
+    /// assert_eq!(Probe { direct: rate(50), buffered: rate(100) }.choose(), ReadMethod::Buffered);
     /// ```
-    pub fn choose(&self) -> ReadMode {
+    pub fn choose(&self) -> ReadMethod {
         const AS_GOOD: f64 = 0.95;
         if self.direct.bytes > 0 && self.direct.per_second() >= AS_GOOD * self.buffered.per_second() {
-            ReadMode::Direct
+            ReadMethod::Direct
         } else {
-            ReadMode::Buffered
+            ReadMethod::Buffered
         }
     }
 
-    /// The rate of the mode that [`choose`](Self::choose) picks, in bytes per second.
+    /// The rate of the method that [`choose`](Self::choose) picks, in bytes per second.
     pub fn best(&self) -> f64 {
         match self.choose() {
-            ReadMode::Direct => self.direct.per_second(),
-            ReadMode::Buffered => self.buffered.per_second(),
+            ReadMethod::Buffered => self.buffered.per_second(),
+            _ => self.direct.per_second(),
         }
     }
 }
@@ -74,8 +75,8 @@ impl FileSource {
     /// # Errors
     /// As [`open`](Self::open) and [`read_at`](LayerSource::read_at).
     pub fn probe(paths: &[PathBuf], limit: u64, readers: usize) -> Result<Probe> {
-        let direct = FileSource::open(paths, ReadMode::Direct)?;
-        let buffered = FileSource::open(paths, ReadMode::Buffered)?;
+        let direct = FileSource::open(paths, ReadMethod::Direct)?;
+        let buffered = FileSource::open(paths, ReadMethod::Buffered)?;
         let blocks = choose_blocks(&direct, limit);
         let forget = || blocks.iter().for_each(|&(file, offset)| buffered.forget(file, offset, BLOCK));
         forget();
@@ -90,7 +91,7 @@ impl FileSource {
         // What was read ahead and not used is of no use to anybody.
         forget();
         time(&direct, after, readers, &mut probe.direct)?;
-        if direct.mode() == ReadMode::Buffered {
+        if direct.method() == ReadMethod::Buffered {
             // What was measured as direct fell back; it is one more buffered figure.
             probe.direct = Rate::default();
         }
@@ -167,7 +168,7 @@ mod tests {
         std::fs::write(&small, b"tiny").unwrap();
         let probe = FileSource::probe(&[small], 1 << 20, 2).unwrap();
         assert_eq!(probe, Probe::default());
-        assert_eq!(probe.choose(), ReadMode::Buffered);
+        assert_eq!(probe.choose(), ReadMethod::Buffered);
     }
 
     #[test]
@@ -175,7 +176,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sparse");
         std::fs::File::create(&path).unwrap().set_len(100 * BLOCK + 7).unwrap();
-        let source = FileSource::open(&[path], ReadMode::Buffered).unwrap();
+        let source = FileSource::open(&[path], ReadMethod::Buffered).unwrap();
         for (limit, count) in [(1, 0), (BLOCK, 0), (2 * BLOCK, 4), (16 * BLOCK, 32), (1000 * BLOCK, 100)] {
             let blocks = choose_blocks(&source, limit);
             assert_eq!(blocks.len(), count);
