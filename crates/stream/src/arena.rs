@@ -62,12 +62,22 @@ impl std::fmt::Debug for Region {
 /// Pages come from huge pages where the system has them: reads with O_DIRECT then pin few pages, and
 /// multiplies miss the TLB less. Memory is touched when a slot is first filled, not here.
 pub fn carve(sizes: &[usize]) -> Result<Vec<Slot<Free>>> {
-    cut(sizes, |_, _| Ok(None))
+    cut(sizes, false, |_, _| Ok(None))
 }
 
 /// The same for slots that are copied to `device`, which is told of them. Devices may touch the memory then.
 pub fn carve_for<M: Memory>(device: &M, sizes: &[usize]) -> Result<Vec<Slot<Free>>> {
-    cut(sizes, |start, bytes| {
+    carve_at(device, sizes, false)
+}
+
+/// The same for slots that are filled again and again: their memory is touched here, so that no read pays for it. The
+/// first touch of a page is dear, in a guest above all, where two machines have to find memory for it.
+pub fn carve_touched<M: Memory>(device: &M, sizes: &[usize]) -> Result<Vec<Slot<Free>>> {
+    carve_at(device, sizes, true)
+}
+
+fn carve_at<M: Memory>(device: &M, sizes: &[usize], touch: bool) -> Result<Vec<Slot<Free>>> {
+    cut(sizes, touch, |start, bytes| {
         if !device.copies() {
             return Ok(None);
         }
@@ -79,6 +89,7 @@ pub fn carve_for<M: Memory>(device: &M, sizes: &[usize]) -> Result<Vec<Slot<Free
 
 fn cut(
     sizes: &[usize],
+    touch: bool,
     register: impl FnOnce(NonNull<u8>, usize) -> Result<Option<Box<dyn Send + Sync>>>,
 ) -> Result<Vec<Slot<Free>>> {
     let sizes: Vec<usize> = sizes.iter().map(|size| size.next_multiple_of(ALIGNMENT)).collect();
@@ -95,6 +106,9 @@ fn cut(
     let _ = map.advise(Advice::HugePage);
     let base = map.as_mut_ptr();
     let mut offset = base.align_offset(HUGE_PAGE);
+    if touch {
+        self::touch(&mut map, offset, total);
+    }
     // SAFETY: the gap is below HUGE_PAGE, which was added to the mapping's length. A mapping is never at address zero.
     let registered = register(unsafe { NonNull::new_unchecked(base.add(offset)) }, total)?;
     let region = Arc::new(Region { _registered: registered, _map: map });
@@ -107,6 +121,16 @@ fn cut(
         offset += len;
     }
     Ok(slots)
+}
+
+/// Lets the system find pages for a part of a mapping now.
+fn touch(map: &mut MmapMut, offset: usize, len: usize) {
+    // Where the call is refused, or unknown (before Linux 5.14), by hand.
+    #[cfg(target_os = "linux")]
+    if map.advise_range(Advice::PopulateWrite, offset, len).is_ok() {
+        return;
+    }
+    map[offset..offset + len].iter_mut().step_by(ALIGNMENT).for_each(|byte| *byte = 0);
 }
 
 impl<State> Slot<State> {
@@ -188,6 +212,38 @@ mod tests {
         assert!(first.bytes().iter().all(|&b| b == 1));
         drop((first, slots));
         assert!(last.bytes().iter().all(|&b| b == 3));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn touched_slots_are_in_memory_before_they_are_filled() {
+        /// Bytes in memory of the mapping that holds an address.
+        fn resident(address: usize) -> usize {
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let (mut here, mut found) = (false, 0);
+            for line in maps.lines() {
+                if let Some((from, to)) = line.split(' ').next().and_then(|range| range.split_once('-'))
+                    && let (Ok(from), Ok(to)) =
+                        (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16))
+                {
+                    here = (from..to).contains(&address);
+                } else if let Some(kb) = line.strip_prefix("Rss:").filter(|_| here) {
+                    found = kb.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024;
+                }
+            }
+            found
+        }
+        let device = airllm_kernels::Cpu::new(1);
+        const SIZE: usize = 64 << 20;
+        let mut cold = carve_for(&device, &[SIZE]).unwrap().remove(0).fill();
+        let mut warm = carve_touched(&device, &[SIZE]).unwrap().remove(0).fill();
+        // Mappings may be merged with their neighbours, so of one only the least is known, of two the most.
+        let (cold, warm) = (cold.bytes_mut().as_ptr().addr(), warm.bytes_mut().as_ptr().addr());
+        assert!(resident(warm) >= SIZE, "{} of {SIZE} bytes are there", resident(warm));
+        assert!(resident(cold) < 2 * SIZE, "{} bytes are there", resident(cold));
+        let mut map = MmapMut::map_anon(1 << 20).unwrap();
+        map.fill(1);
+        touch(&mut map, 0, 1 << 20);
     }
 
     #[test]

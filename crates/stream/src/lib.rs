@@ -50,8 +50,10 @@
 //!
 //! Work that looks at a layer more than once, as calibrating does, meets the same [`Weights`] in [`Held`].
 //!
+//! How fast the files of a folder can be read, and by which method, is what [`probe`] measures; [`open_files`] reads by it.
+//!
 //! What is absent: this crate has never heard of attention, and sees of a device only
-//! [`Memory`](airllm_kernels::Memory). [`plan()`] asks the machine nothing. All `unsafe` is in `arena`.
+//! [`Memory`](airllm_kernels::Memory). [`plan()`] asks the machine nothing. All `unsafe` is in `arena` and `uring`.
 
 mod arena;
 mod catalog;
@@ -68,13 +70,16 @@ mod options;
 mod pipeline;
 pub mod plan;
 mod policy;
+pub mod probe;
 mod reader;
 mod ring;
+mod spread;
 mod staging;
 mod sync;
 mod tier;
 mod timeline;
 mod turns;
+mod uring;
 mod weights;
 
 pub use arena::ALIGNMENT;
@@ -86,5 +91,7 @@ pub use options::{ExpertCache, OnDevice, Options, Stats};
 pub use pipeline::{Pipeline, Rows};
 pub use plan::{Gpu, Hardware, Need, Plan, Refusal, Request, plan};
 pub use policy::Policy;
+pub use probe::{MethodRate, ReadRates, open_files, probe_reads};
+pub use spread::SpreadSource;
 pub use timeline::{Activity, Event, Timeline};
 pub use weights::Weights;

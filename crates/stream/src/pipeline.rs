@@ -102,11 +102,12 @@ impl<M: Memory> Pipeline<M> {
         let slots = if through_ring == 0 { 0 } else { options.slots };
         let own = own_slots(&*device, &cut)?.into_iter().map(Some).collect();
         let expert_slots = vec![expert_bytes; options.experts.slots.min(on_demand.streamed.len())];
-        let (kept, cache) = (own_slots(&*device, &on_demand)?, arena::carve_for(&*device, &expert_slots)?);
+        let (kept, cache) =
+            (own_slots(&*device, &on_demand)?, arena::carve_touched(&*device, &expert_slots)?);
         let demand = Lane::new(&catalog, &on_demand, kept, cache, options.readers);
         let shared = Arc::new(Shared {
             source: SourceBox(source),
-            ring: Ring::new(arena::carve_for(&*device, &vec![slot_bytes; slots])?),
+            ring: Ring::new(arena::carve_touched(&*device, &vec![slot_bytes; slots])?),
             own: Mutex::new(own),
             checks: Checks::new(&catalog, &cut),
             demand_checks: Checks::new(&catalog, &on_demand),
@@ -327,7 +328,8 @@ impl<M: Memory> Drop for Pipeline<M> {
     }
 }
 
-/// A slot for each pinned stripe, an empty one for the others.
+/// A slot for each pinned stripe, an empty one for the others. Each is filled once, so that touching its memory before
+/// would save nothing.
 fn own_slots<M: Memory>(device: &M, cut: &Cut) -> Result<Vec<Slot<Free>>> {
     let sizes: Vec<_> = cut.stripes.iter().map(|s| if s.tier.pinned { s.len } else { 0 }).collect();
     arena::carve_for(device, &sizes)

@@ -9,12 +9,14 @@ mod device;
 mod experts;
 mod host;
 mod need;
+mod prompt;
 mod ring;
 
 use crate::ExpertCache;
 use beside::{Load, Pass, alone, choose};
 use device::OnDevice;
 use host::{Elsewhere, Host, Layout, cache_bytes};
+use prompt::{prompt, prompt_beside};
 use serde::Serialize;
 
 pub use need::{Need, OnDemand, Share, UnitNeed};
@@ -111,6 +113,42 @@ pub struct Plan {
     pub seconds_per_token: f64,
     /// The slowest lane.
     pub bottleneck: Lane,
+    /// A pass of a prompt.
+    pub prompt: PromptPass,
+}
+
+impl Plan {
+    /// Expected seconds of a pass with `tokens` tokens, of one sequence or of several: what is read and copied is the same, and
+    /// the processor's products take as long as for one token until there are so many that arithmetic counts.
+    pub fn seconds_of(&self, tokens: f64) -> f64 {
+        let seconds = |lanes: &[LaneTime], name: Lane| {
+            lanes.iter().find(|lane| lane.lane == name).map_or(0.0, |lane| lane.seconds)
+        };
+        let many = seconds(&self.prompt.lanes, Lane::Processor) / self.prompt.tokens.max(1) as f64;
+        let more = many * tokens - seconds(&self.lanes, Lane::Processor);
+        if self.vram == 0 {
+            let disk = if tokens > 1.5 { &self.prompt.lanes } else { &self.lanes };
+            return self.seconds_per_token.max(seconds(disk, Lane::Disk)).max(many * tokens);
+        }
+        // Beside a GPU, layers on the processor add to those on the device.
+        self.seconds_per_token + more.max(0.0)
+    }
+}
+
+/// A pass of many tokens of a prompt, through weights that live where they live for one token: a fixed set of them stays, and
+/// which one does not depend on how many tokens there are.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PromptPass {
+    /// Its tokens.
+    pub tokens: u64,
+    /// Bytes that it is expected to read from disk.
+    pub streamed: u64,
+    /// What each lane has to do. A GPU's arithmetic is not counted.
+    pub lanes: Vec<LaneTime>,
+    /// Expected seconds: the slowest lane.
+    pub seconds: f64,
+    /// That lane.
+    pub bottleneck: Lane,
 }
 
 /// Seconds that one lane is busy in a pass with one token.
@@ -118,7 +156,7 @@ pub struct Plan {
 pub struct LaneTime {
     /// The lane.
     pub lane: Lane,
-    /// Its bytes over its rate.
+    /// Its bytes over its rate; for the processor what was measured of its products.
     pub seconds: f64,
 }
 
@@ -130,6 +168,8 @@ pub enum Lane {
     Disk,
     /// Reading weights from memory to multiply them.
     Memory,
+    /// Multiplying weights on the processor, where that takes longer than reading them.
+    Processor,
     /// Uploading weights to a GPU.
     Copy,
     /// Reading weights from a GPU's memory to multiply them.
@@ -141,6 +181,7 @@ impl std::fmt::Display for Lane {
         f.write_str(match self {
             Self::Disk => "disk",
             Self::Memory => "memory",
+            Self::Processor => "processor",
             Self::Copy => "copy",
             Self::Device => "GPU",
         })
@@ -210,7 +251,8 @@ pub fn plan(need: &Need, hardware: &Hardware, request: &Request) -> Result<Plan,
         let layout = host.alone()?;
         let resident = vec![false; need.units.len()];
         let pass = alone(need, hardware, streamed(need, &layout, &resident));
-        return Ok(finish(need, request, layout, Device { resident, ..Device::default() }, pass));
+        let prompt = prompt(need, hardware, &layout, &resident);
+        return Ok(finish(need, request, layout, Device { resident, ..Device::default() }, pass, prompt));
     };
     let on_device = OnDevice::layout(need, request, host.slot_bytes()?)?;
     let layout = host.beside(&Elsewhere { units: &on_device.resident, slot_bytes: on_device.ring.1 })?;
@@ -222,13 +264,14 @@ pub fn plan(need: &Need, hardware: &Hardware, request: &Request) -> Result<Plan,
         ahead: (on_device.ring.0.saturating_sub(1) * on_device.ring.1) as u64,
     };
     let (on_host, pass) = choose(&load, hardware, gpu, request.host_layers);
+    let prompt = prompt_beside(&load, hardware, gpu, &layout, &on_host);
     let device = Device {
         vram: on_device.taken(need),
         slots: on_device.ring.0,
         resident: on_device.resident,
         on_host,
     };
-    Ok(finish(need, request, layout, device, pass))
+    Ok(finish(need, request, layout, device, pass, prompt))
 }
 
 /// What a GPU holds and leaves to the processor.
@@ -252,7 +295,14 @@ fn streamed(need: &Need, layout: &Layout, resident: &[bool]) -> u64 {
     sum(false) + (sum(true) as f64 * (1.0 - layout.hits)).round() as u64
 }
 
-fn finish(need: &Need, request: &Request, layout: Layout, device: Device, pass: Pass) -> Plan {
+fn finish(
+    need: &Need,
+    request: &Request,
+    layout: Layout,
+    device: Device,
+    pass: Pass,
+    prompt: PromptPass,
+) -> Plan {
     let bytes = |marks: &[bool]| -> u64 {
         need.units.iter().zip(marks).filter(|(_, mark)| **mark).map(|(unit, _)| unit.bytes).sum()
     };
@@ -276,6 +326,7 @@ fn finish(need: &Need, request: &Request, layout: Layout, device: Device, pass: 
         lanes: pass.lanes,
         seconds_per_token: pass.seconds,
         bottleneck: pass.bottleneck,
+        prompt,
         pinned: layout.pinned,
         resident: device.resident,
         on_host,

@@ -5,10 +5,12 @@
 
 mod common;
 
+use airllm_format::LayerSource;
 use airllm_stream::{Catalog, Error, Options, Pipeline, Stats, TensorId, smallest_slot};
 use common::{Host, expected, model, options, pass, source};
 use proptest::prelude::*;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 proptest! {
@@ -87,6 +89,75 @@ fn readers_work_across_the_end_of_a_pass() {
     while !timeline.events().iter().any(|event| event.pass == 1 && event.lane > 0) {
         assert!(std::time::Instant::now() < deadline, "nothing was read ahead");
         std::thread::yield_now();
+    }
+}
+
+/// A source whose reads end only in company: each waits until all readers read. Where one does not come, those that wait
+/// go on after a while, and are counted.
+struct Together {
+    inner: Arc<common::Source>,
+    readers: usize,
+    /// Reads that began, and reads that ended alone.
+    state: Mutex<(usize, usize)>,
+    came: Condvar,
+    open: AtomicBool,
+}
+
+impl LayerSource for Together {
+    fn files(&self) -> usize {
+        self.inner.files()
+    }
+    fn name(&self, file: usize) -> &str {
+        self.inner.name(file)
+    }
+    fn len(&self, file: usize) -> u64 {
+        self.inner.len(file)
+    }
+    fn alignment(&self) -> usize {
+        self.inner.alignment()
+    }
+    fn read_at(&self, file: usize, offset: u64, buf: &mut [u8]) -> airllm_format::Result<()> {
+        if self.readers > 0 && !self.open.load(Ordering::Relaxed) {
+            let mut state = self.state.lock().unwrap();
+            state.0 += 1;
+            let group = state.0.next_multiple_of(self.readers);
+            let (mut state, late) = self
+                .came
+                .wait_timeout_while(state, Duration::from_secs(5), |state| {
+                    state.0 < group && !self.open.load(Ordering::Relaxed)
+                })
+                .unwrap();
+            state.1 += usize::from(late.timed_out());
+            self.came.notify_all();
+        }
+        self.inner.read_at(file, offset, buf)
+    }
+}
+
+#[test]
+fn while_the_consumer_waits_every_reader_reads_between_layers_and_passes_too() {
+    // Layers of one stripe and of several, and small ones.
+    let layers = [vec![(50, 100), (3, 20)], vec![(2, 8)], vec![(90, 100)], vec![(20, 100)]];
+    for readers in [2, 3] {
+        let (catalog, files) = model(&layers, false);
+        let want = expected(&catalog, &files);
+        // One slot is leased, and there is one for each reader: none more.
+        let options = options(vec![], readers + 1, 8192, readers);
+        let inner = source(files, 0, false);
+        let (state, came, open) = (Mutex::default(), Condvar::new(), AtomicBool::new(true));
+        let together = Arc::new(Together { inner, readers, state, came, open });
+        let device = Arc::new(Host::new(false, 0));
+        let mut pipeline = Pipeline::start(device, together.clone(), catalog, &options).unwrap();
+        // From here on no reader may be idle while the consumer waits: it would wait for ever.
+        together.open.store(false, Ordering::Relaxed);
+        for _ in 0..20 {
+            assert_eq!(pass(&mut pipeline).unwrap(), want);
+        }
+        let (began, alone) = *together.state.lock().unwrap();
+        together.open.store(true, Ordering::Relaxed);
+        together.came.notify_all();
+        assert!(began > 100, "{began} reads");
+        assert_eq!(alone, 0, "of {began} reads so many waited for a reader that did not come");
     }
 }
 

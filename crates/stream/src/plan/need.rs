@@ -1,7 +1,7 @@
 //! What a model needs of the machine.
 
 use crate::cut::runs;
-use crate::{Catalog, Unit};
+use crate::{Catalog, Tensor, Unit};
 use serde::Serialize;
 
 /// What a model needs.
@@ -18,6 +18,8 @@ pub struct Need {
     pub longest_row: usize,
     /// Bytes of the longest packed row that is read on demand; 0 where nothing is.
     pub longest_demand_row: usize,
+    /// Tokens of the passes of a prompt that [`UnitNeed::prompt_ns`] counts with.
+    pub prompt_tokens: u64,
 }
 
 /// What one unit needs.
@@ -34,6 +36,11 @@ pub struct UnitNeed {
     pub on_demand: Option<OnDemand>,
     /// Whether the processor may compute it while a GPU computes others: a layer, not the head or the embedding.
     pub beside: bool,
+    /// Nanoseconds that the processor's threads together take to multiply one token with what a pass goes through, with all
+    /// of it in memory; 0 where that was not measured, and reading memory is all that counts.
+    pub token_ns: u64,
+    /// The same for a pass of [`Need::prompt_tokens`] tokens of a prompt.
+    pub prompt_ns: u64,
 }
 
 /// A unit that a pass may or may not use: an expert.
@@ -90,6 +97,8 @@ impl Need {
                 per_pass: if unit.on_demand { bytes } else { per_pass },
                 on_demand: unit.on_demand.then_some(OnDemand { share: Share::WHOLE, runs, longest_run }),
                 beside: false,
+                token_ns: 0,
+                prompt_ns: 0,
             }
         };
         let rows = catalog.pass.iter().filter_map(|&id| catalog.get(id)).map(|t| t.row_bytes());
@@ -101,6 +110,7 @@ impl Need {
             device_fixed: 0,
             longest_row: rows.max().unwrap_or(0),
             longest_demand_row: demand_rows.max().unwrap_or(0),
+            prompt_tokens: 1,
         }
     }
 
@@ -113,6 +123,44 @@ impl Need {
                 unit.per_pass = on_demand.share.bytes(unit.bytes);
             }
         }
+        self
+    }
+
+    /// The same need on a processor that takes `times` for a tensor of a unit, by index: nanoseconds for one token, and for a
+    /// pass of `tokens` tokens of a prompt. Of a unit on demand each token takes its share; call this after
+    /// [`with_shares`](Self::with_shares).
+    #[must_use]
+    pub fn with_processor(
+        mut self,
+        catalog: &Catalog,
+        tokens: u64,
+        times: impl Fn(usize, &Tensor) -> (f64, f64),
+    ) -> Self {
+        let mut in_pass = catalog.pass.clone();
+        in_pass.sort_unstable();
+        in_pass.dedup();
+        let mut sums = vec![(0.0, 0.0); self.units.len()];
+        let mut add = |unit: usize, tensor: &Tensor| {
+            if let Some((token, prompt)) = sums.get_mut(unit) {
+                let times = times(unit, tensor);
+                *token += times.0;
+                *prompt += times.1;
+            }
+        };
+        for id in in_pass {
+            if let Some(tensor) = catalog.get(id) {
+                add(id.unit, tensor);
+            }
+        }
+        for (index, unit) in catalog.units.iter().enumerate().filter(|(_, unit)| unit.on_demand) {
+            unit.tensors.iter().for_each(|tensor| add(index, tensor));
+        }
+        for (unit, (token, prompt)) in self.units.iter_mut().zip(sums) {
+            let share = unit.on_demand.map_or(Share::WHOLE, |it| it.share);
+            unit.token_ns = share.bytes(token as u64);
+            unit.prompt_ns = share.bytes(prompt as u64);
+        }
+        self.prompt_tokens = tokens.max(1);
         self
     }
 
@@ -132,5 +180,16 @@ impl UnitNeed {
     /// Whether every pass goes through it.
     pub(super) fn is_in_pass(&self) -> bool {
         self.per_pass > 0 && self.on_demand.is_none()
+    }
+
+    /// Bytes of it that a pass of so many tokens is expected to go through, all experts being used equally often.
+    pub(super) fn bytes_of(&self, tokens: u64) -> f64 {
+        match self.on_demand {
+            Some(it) if tokens > 1 => {
+                let none = 1.0 - f64::from(it.share.used) / f64::from(it.share.of.max(1));
+                self.bytes as f64 * (1.0 - none.max(0.0).powf(tokens as f64))
+            }
+            _ => self.per_pass as f64,
+        }
     }
 }

@@ -191,8 +191,8 @@ fn memory_that_is_wider_than_the_bus_computes_beside() {
     // Four times as wide: all layers but the head, which is uploaded.
     let wide = with(4e10, None);
     assert_eq!((count(&wide.on_host), wide.on_host[16], wide.uploaded), (15, false, LAYER));
-    assert_eq!(wide.bottleneck, Lane::Memory);
-    assert!((seconds(&wide, Lane::Memory) - 0.0375).abs() < 1e-9);
+    assert_eq!(wide.bottleneck, Lane::Processor);
+    assert!((seconds(&wide, Lane::Processor) - 0.0375).abs() < 1e-9);
     assert!(wide.seconds_per_token < with(4e10, Some(8)).seconds_per_token);
     // As wide as the bus: it can only take what the ring lets copies run ahead of, which is less than a tenth.
     let even = with(1e10, None);
