@@ -6,7 +6,7 @@
 use crate::error::At;
 use crate::{Error, Result};
 use airllm_format::safetensors::Header;
-use airllm_format::{FileSource, LayerSource, ReadMode, read_json_object};
+use airllm_format::{FileSource, LayerSource, ReadMethod, read_json_object};
 use airllm_model::{Config, LowRank};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -187,7 +187,7 @@ impl Adapter {
 fn modules(path: &Path, settings: &Settings) -> Result<BTreeMap<String, Factors>> {
     let mut modules = BTreeMap::new();
     let header = Header::read(path)?;
-    let source = FileSource::open(&[path.to_path_buf()], ReadMode::Buffered)?;
+    let source = FileSource::open(&[path.to_path_buf()], ReadMethod::Buffered)?;
     let mut halves: BTreeMap<String, [Option<Half>; 2]> = BTreeMap::new();
     for info in header.tensors() {
         let refuse = |what: String| Error::Input {

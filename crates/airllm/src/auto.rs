@@ -3,10 +3,13 @@
 use crate::engine::{Engine, Step};
 use crate::generate::Start;
 use crate::physics::Limits;
-use crate::{Answer, Builder, Cancel, ChatFormat, Checkpoint, Error, Forecast, Generate, Generation, Result};
+use crate::{
+    Answer, Builder, Cancel, ChatFormat, Checkpoint, Error, Forecast, Generate, Generation, Prompt, Result,
+};
 use airllm_model::{Config, Want};
 use airllm_text::Tokenizer;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
 /// A language model that is ready to run.
@@ -30,6 +33,7 @@ pub struct AutoModel {
     dir: PathBuf,
     eos: Vec<u32>,
     limit: Option<usize>,
+    active: usize,
     cancel: Cancel,
     forecast: Forecast,
 }
@@ -42,6 +46,8 @@ pub(crate) struct Parts {
     pub(crate) dir: PathBuf,
     pub(crate) eos: Vec<u32>,
     pub(crate) limit: Option<usize>,
+    /// The most sequences under way.
+    pub(crate) active: usize,
     pub(crate) cancel: Cancel,
     pub(crate) forecast: Forecast,
 }
@@ -89,8 +95,8 @@ impl AutoModel {
     }
 
     pub(crate) fn new(parts: Parts) -> AutoModel {
-        let Parts { engine, config, tokenizer, dir, eos, limit, cancel, forecast } = parts;
-        AutoModel { engine: Mutex::new(engine), config, tokenizer, dir, eos, limit, cancel, forecast }
+        let Parts { engine, config, tokenizer, dir, eos, limit, active, cancel, forecast } = parts;
+        AutoModel { engine: Mutex::new(engine), config, tokenizer, dir, eos, limit, active, cancel, forecast }
     }
 
     /// The model's sizes.
@@ -137,22 +143,54 @@ impl AutoModel {
     /// Continues prompts given as token ids, to which nothing is added.
     pub fn generate_ids(&self, prompts: Vec<Vec<u32>>, options: &Generation) -> Result<Generate<'_>> {
         options.validate()?;
+        self.answer(prompts.into_iter().map(|ids| Prompt::new(ids, options.clone())).collect())
+    }
+
+    /// Continues many prompts, each in a way of its own: one pass over the weights serves all sequences that are under
+    /// way. As soon as one ends, the next prompt takes its place, and is read in the pass in which it joins. What
+    /// an answer is does not depend on the others. [`Builder::answering`] makes room for them.
+    ///
+    /// ```no_run
+    /// use airllm::{AutoModel, Generation, Prompt};
+    ///
+    /// let builder = AutoModel::builder().ram(8_000_000_000);
+    /// let checkpoint = builder.find("org/name")?;
+    /// let tokenizer = checkpoint.tokenizer()?;
+    /// let prompt = |(seed, text): (u64, &str)| -> airllm::Result<Prompt> {
+    ///     let options = Generation::default().temperature(0.8).seed(seed);
+    ///     Ok(Prompt::new(tokenizer.encode(text, true)?, options))
+    /// };
+    /// let texts = [(1, "Why is the sky blue?"), (2, "Why is it dark at night?")];
+    /// let prompts = texts.into_iter().map(prompt).collect::<airllm::Result<Vec<_>>>()?;
+    ///
+    /// let model = builder.answering(&prompts).load(&checkpoint)?;
+    /// let mut run = model.answer(prompts)?;
+    /// while let Some(piece) = run.next() {
+    ///     let piece = piece?;
+    ///     if piece.finish.is_some() && let Some(answer) = run.answer(piece.prompt) {
+    ///         println!("{}: {}", texts[piece.prompt].1, answer.text);
+    ///     }
+    /// }
+    /// # Ok::<(), airllm::Error>(())
+    /// ```
+    pub fn answer(&self, prompts: Vec<Prompt>) -> Result<Generate<'_>> {
         Generate::new(Start {
             engine: self.engine()?,
             prompts,
-            options: options.clone(),
             tokenizer: self.tokenizer.as_ref().ok(),
             vocab: self.config.vocab,
             switch: self.config.rotary.switch(),
             eos: &self.eos,
             limit: self.limit,
             room: self.forecast.context,
+            active: self.active,
             cancel: self.cancel.clone(),
             limits: Limits {
                 disk: self.forecast.disk_measured.then_some(self.forecast.hardware.disk),
                 memory: self.forecast.hardware.memory,
                 gpu: self.forecast.hardware.gpu,
                 beside: self.forecast.beside(),
+                plan: Arc::new(self.forecast.plan.clone()),
             },
         })
     }

@@ -7,9 +7,9 @@ use crate::calibrate::{CalibrationText, Target};
 use crate::checkpoint::{Checkpoint, Meaning, understand};
 use crate::eval::{Shape, Windows};
 use crate::progress::Meter;
-use crate::{AutoModel, Cache, Cancel, Device, Error, OnProgress, Progress, Result, Stage, env};
-use airllm_format::Bits;
+use crate::{AutoModel, Cache, Cancel, Device, Error, OnProgress, Progress, Prompt, Result, Stage, env};
 use airllm_format::hub::{Hub, Settings};
+use airllm_format::{Bits, Prepared, ReadMethod};
 use airllm_model::KvFormat;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub struct Builder {
     calibration: Option<CalibrationText>,
     calibration_tokens: usize,
     device: Device,
-    shards: Option<PathBuf>,
+    shards: Vec<PathBuf>,
     home: Option<PathBuf>,
     hub: Option<Settings>,
     token: Option<String>,
@@ -47,9 +47,13 @@ pub struct Builder {
     cache_tokens: Option<usize>,
     kv: KvFormat,
     max_batch: usize,
+    /// Tokens of each prompt that is to be answered, and the most that are added.
+    prompts: Option<Arc<[(usize, usize)]>>,
+    active: Option<usize>,
     slots: Option<usize>,
     slot_bytes: Option<usize>,
     readers: usize,
+    read: ReadMethod,
     batch_tokens: Option<usize>,
     windows: Option<Shape>,
     timeline: bool,
@@ -72,7 +76,7 @@ impl Default for Builder {
             calibration: None,
             calibration_tokens: crate::calibrate::TOKENS,
             device: Device::Auto,
-            shards: None,
+            shards: Vec::new(),
             home: env::home(),
             hub: Settings::from_vars(env::var).ok(),
             token: None,
@@ -82,9 +86,12 @@ impl Default for Builder {
             cache_tokens: None,
             kv: KvFormat::default(),
             max_batch: 1,
+            prompts: None,
+            active: None,
             slots: None,
             slot_bytes: None,
             readers: 2,
+            read: ReadMethod::Auto,
             batch_tokens: None,
             windows: None,
             timeline: false,
@@ -158,7 +165,15 @@ impl Builder {
 
     /// A folder for this model's shards, instead of one in the cache. They are written if they are not there.
     pub fn shards(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.shards = Some(dir.into());
+        self.shards = vec![dir.into()];
+        self
+    }
+
+    /// Several folders, on several drives, for this model's shards: each has a part of every shard, as large as its drive
+    /// is fast, so that all of them are read at the same time. The shares are measured when the shards are written, and
+    /// stay. Each folder is needed to run the model.
+    pub fn shards_over(mut self, dirs: &[PathBuf]) -> Self {
+        self.shards = dirs.to_vec();
         self
     }
 
@@ -208,15 +223,37 @@ impl Builder {
 
     /// How the key/value cache is stored. [`KvFormat::F32`] without it: keys and values as they were computed. f16 is half
     /// of that, and eight bits with scales (`q8`) 3.2 times less than f32 for heads of 64 numbers, 3.6 times for 128. Heads
-    /// are padded to multiples of 64, so that `q8` is no smaller than f16 for heads of up to 40 numbers.
+    /// are padded to multiples of 64, so that `q8` is no smaller than f16 for heads of up to 40 numbers. Four bits with a
+    /// scale for each 32 numbers (`q4`) are 7.1 times less than f32, on the processor only; it costs 0.012 nats
+    /// a token on the model that ships with the program (mean KL divergence from f32, over the built-in calibration text
+    /// in windows of 256), where `q8` costs 0.00006.
     pub fn kv(mut self, format: KvFormat) -> Self {
         self.kv = format;
         self
     }
 
-    /// Sequences to make room for side by side. 1.
+    /// Sequences to make room for side by side. 1. Under a budget no more than these are under way at once.
     pub fn max_batch(mut self, sequences: usize) -> Self {
         self.max_batch = sequences.max(1);
+        self
+    }
+
+    /// Makes room for [`AutoModel::answer`] of these prompts, in place of [`cache_tokens`](Self::cache_tokens) and
+    /// [`max_batch`](Self::max_batch): for as many side by side, and as many tokens a pass, as the budget holds and as make
+    /// all of them end first.
+    ///
+    /// A pass over the weights serves all sequences that are under way; their caches, for prompt and answer, take memory
+    /// that could hold weights. So a prompt that fits the budget beside the ring is read in one pass, and sequences are as
+    /// many as is worth it, up to half of the budget for their caches.
+    pub fn answering(mut self, prompts: &[Prompt]) -> Self {
+        self.prompts =
+            Some(prompts.iter().map(|prompt| (prompt.ids.len(), prompt.options.max_new_tokens)).collect());
+        self
+    }
+
+    /// The most sequences side by side of those that [`answering`](Self::answering) makes room for.
+    pub fn active(mut self, sequences: usize) -> Self {
+        self.active = Some(sequences.max(1));
         self
     }
 
@@ -235,6 +272,12 @@ impl Builder {
     /// Threads that read. 2.
     pub fn readers(mut self, threads: usize) -> Self {
         self.readers = threads.max(1);
+        self
+    }
+
+    /// How files are read; without it, as is faster on them.
+    pub fn read(mut self, method: ReadMethod) -> Self {
+        self.read = method;
         self
     }
 
@@ -295,8 +338,21 @@ impl Builder {
     /// Finds a model and downloads it if need be.
     pub fn find(&self, model: &str) -> Result<Checkpoint> {
         match understand(model)? {
+            // One of the folders that its shards are spread over.
+            Meaning::Folder(dir) if self.shards.len() > 1 && self.shards.contains(&dir) => {
+                Checkpoint::open_shards(&self.shards)
+            }
             Meaning::Folder(dir) => Checkpoint::open(&dir, None),
             Meaning::Id(id) => Checkpoint::open(&self.download(id)?, Some(id)),
+        }
+    }
+
+    /// The model whose shards lie in the folders of [`shards_over`](Self::shards_over), where no other model was named;
+    /// `None` where these folders hold nothing yet.
+    pub fn find_shards(&self) -> Result<Option<Checkpoint>> {
+        match self.shards.iter().any(|dir| Prepared::is_prepared(dir)) {
+            true => Checkpoint::open_shards(&self.shards).map(Some),
+            false => Ok(None),
         }
     }
 

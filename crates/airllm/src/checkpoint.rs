@@ -5,7 +5,7 @@ use crate::progress::Meter;
 use crate::weights::Source;
 use crate::{Cancel, ChatFormat, Error, GenerationConfig, OnProgress, Result, Stage};
 use airllm_format::shard::parse_checksum;
-use airllm_format::{Bits, LayerSource, NumFormat, Prepared, ReadMode, Repo, TensorEntry};
+use airllm_format::{Bits, LayerSource, NumFormat, Prepared, ReadMethod, Repo, TensorEntry};
 use airllm_model::rope::Scaling;
 use airllm_model::{Config, TensorDecl};
 use airllm_stream::{Catalog, Tensor, Unit};
@@ -43,6 +43,17 @@ impl Checkpoint {
             true => Form::Prepared(Prepared::open(dir)?),
             false => Form::Published(Repo::open(dir)?),
         };
+        Self::of(form, dir, id)
+    }
+
+    /// Opens prepared shards in one folder or spread over several.
+    pub fn open_shards(dirs: &[PathBuf]) -> Result<Checkpoint> {
+        let prepared = Prepared::open_in(dirs)?;
+        let dir = prepared.dir().to_path_buf();
+        Self::of(Form::Prepared(prepared), &dir, None)
+    }
+
+    fn of(form: Form, dir: &Path, id: Option<&str>) -> Result<Checkpoint> {
         let name = match id {
             Some(id) => id.to_owned(),
             // "." and ".." have no name of their own.
@@ -187,12 +198,12 @@ impl Checkpoint {
 
     /// The bytes that [`catalog`](Self::catalog) names, without other bits: shards, or the checkpoint's own
     /// files and rows that are made of them while they are read.
-    pub fn open_source(&self, mode: ReadMode) -> Result<Box<dyn LayerSource>> {
+    pub fn open_source(&self, method: ReadMethod) -> Result<Box<dyn LayerSource>> {
         let source = match &self.form {
-            Form::Prepared(_) => Source::Shards,
+            Form::Prepared(prepared) => Source::of(prepared),
             Form::Published(_) => Source::Checkpoint(self.lifted(Bits::Source)?.made),
         };
-        source.open(&self.files(), mode)
+        source.open(&self.files(), &[method], 1)
     }
 
     /// What there is to stream of a checkpoint, and where from; of shards, nothing.

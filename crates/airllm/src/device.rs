@@ -1,7 +1,7 @@
 //! The choice of a device: which there are, which one computes, how fast it is.
 
 use crate::{Error, Result, hardware};
-use airllm_kernels::{Cuda, CudaSettings};
+use airllm_kernels::{Cuda, CudaSettings, KvFormat, Ops};
 use airllm_stream::plan::Gpu;
 use serde::Serialize;
 use std::fmt;
@@ -97,6 +97,24 @@ pub(crate) struct Chosen {
 }
 
 impl Chosen {
+    /// Refuses a format of caches that the device does not have.
+    pub(crate) fn check_cache(&self, cache: KvFormat) -> Result<()> {
+        let caches = match &self.opened {
+            Opened::Cpu => &KvFormat::ALL[..],
+            Opened::Cuda(cuda) => cuda.caches(),
+        };
+        if caches.contains(&cache) {
+            return Ok(());
+        }
+        let there: Vec<&str> = caches.iter().map(|cache| cache.name()).collect();
+        let what = format!(
+            "a key/value cache of {cache} was asked for, {} has {}: choose one of these, or the processor as the device",
+            self.report.device,
+            there.join(", ")
+        );
+        Err(Error::Argument { what })
+    }
+
     /// Opens the device that was asked for. `threads` compute beside a GPU.
     ///
     /// # Errors
@@ -194,7 +212,7 @@ pub struct Devices {
 pub struct CpuInfo {
     /// Its name, as the system tells it.
     pub name: Option<String>,
-    /// The instructions in use: `avx2` or `portable`.
+    /// The instructions in use: `avx512-vnni`, `avx-vnni`, `avx2`, `neon` or `portable`.
     pub instructions: &'static str,
     /// Threads that the system lets this process run at once.
     pub threads: usize,

@@ -1,12 +1,14 @@
 //! What a run will take: where every unit lives, and how fast that will be.
 
+use crate::company::{Company, Try};
 use crate::device::DeviceReport;
 use crate::eval::Shape;
+use crate::hardware::ProductRate;
 use crate::{Error, Result};
 use airllm_format::Bits;
 use airllm_model::{Config, KvFormat, LowRank, activation_bytes, adapter_bytes, kv_bytes, logits_bytes};
 use airllm_stream::plan::{Memory, Refusal, Share, UnitNeed, plan};
-use airllm_stream::{Catalog, Hardware, Need, Plan, Request};
+use airllm_stream::{Catalog, Hardware, Need, Plan, Request, Tensor};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -38,6 +40,8 @@ pub struct Forecast {
     pub kv: KvFormat,
     /// Bytes of the key/value cache; they are part of what a pass needs besides weights and ring.
     pub kv_bytes: u64,
+    /// Sequences that may be under way at once: so many rows of logits there is room for.
+    pub sequences: usize,
     /// The most tokens of a pass.
     pub batch_tokens: usize,
     /// Bytes of host memory besides weights and ring.
@@ -77,6 +81,12 @@ impl Forecast {
         if self.plan.seconds_per_token > 0.0 { 1.0 / self.plan.seconds_per_token } else { 0.0 }
     }
 
+    /// Expected tokens of a prompt a second: one pass of as many as go at once.
+    pub fn prompt_tokens_per_s(&self) -> f64 {
+        let prompt = &self.plan.prompt;
+        if prompt.seconds > 0.0 { prompt.tokens as f64 / prompt.seconds } else { 0.0 }
+    }
+
     /// Bytes of a GPU's memory that the plan takes beside the driver's, in whole pages of 2 MiB, as drivers give them.
     pub(crate) fn device_bytes(&self) -> u64 {
         const PAGE: u64 = 2 << 20;
@@ -104,12 +114,20 @@ pub(crate) struct Want {
     pub(crate) kv: KvFormat,
     /// Tokens a pass, if the user has said so.
     pub(crate) batch_tokens: Option<usize>,
-    /// Rows of logits that a pass returns.
-    pub(crate) logit_rows: usize,
+    /// Sequences side by side, so rows of logits that a pass returns.
+    pub(crate) sequences: usize,
+    /// Tokens that a pass has use for, where that is known.
+    pub(crate) pass_tokens: Option<usize>,
+    /// Prompts, for which cache, sequences and tokens a pass are chosen.
+    pub(crate) company: Option<Company>,
+    /// Bytes that the weights leave of what is free of the host's memory, if the system says so.
+    pub(crate) free: Option<u64>,
     /// Windows of a text to read, which say how much cache and how many rows of logits a pass needs.
     pub(crate) windows: Option<Shape>,
     /// Additions to the weights.
     pub(crate) additions: Arc<[LowRank]>,
+    /// Rates of products by format. A format that has none is as fast as memory is read.
+    pub(crate) products: Arc<[ProductRate]>,
     /// Bytes that whoever makes the weights needs beside them.
     pub(crate) making: u64,
     /// What computes.
@@ -117,7 +135,7 @@ pub(crate) struct Want {
 }
 
 /// Tokens a pass where memory is plenty: enough that reading a prompt is bound by arithmetic.
-const BATCH_TOKENS: usize = 512;
+pub(crate) const BATCH_TOKENS: usize = 512;
 
 /// A cache is not shrunk below this on its own.
 const LEAST_CACHE: usize = 256;
@@ -133,35 +151,114 @@ const PAGE_LOCKED: u64 = 37 << 20;
 const DEVICE_OVERHEAD: u64 = 8 << 20;
 
 /// Plans inside a budget: as many tokens a pass and as much cache as an eighth and a quarter of the
-/// budget allow, fewer where nothing else fits.
+/// budget allow, fewer where nothing else fits. Of prompts that are known, as many side by side and as many tokens a pass
+/// as make all of them end first.
 pub(crate) fn forecast(
     config: &Config,
     catalog: &Catalog,
     hardware: Hardware,
     want: &Want,
 ) -> Result<Forecast> {
-    let gpu = hardware.gpu.is_some();
-    let ram = want.request.ram.unwrap_or(u64::MAX);
-    // The memory that activations and cache are in.
-    let budget = if gpu { want.request.vram.unwrap_or(u64::MAX) } else { ram };
-    let mut caches = vec![want.cache_tokens];
-    while want.cache_may_shrink && caches[caches.len() - 1] / 2 >= LEAST_CACHE {
-        caches.push(caches[caches.len() - 1] / 2);
+    let inputs = Inputs { config, catalog, hardware, want };
+    match &want.company {
+        None => inputs.first(),
+        Some(company) => company.best(|attempt| inputs.company(attempt)),
     }
-    let last = caches.len() - 1;
-    let cache = caches
-        .iter()
-        .position(|&tokens| kv_bytes(config, want.kv, tokens) as u64 <= budget / 4)
-        .unwrap_or(last);
-    let mut refusal = None;
-    let sizes = caches[cache..].iter().flat_map(|&context| {
-        let batches = batches(want, config, (ram, budget)).into_iter();
-        batches.flat_map(move |batch| match want.windows {
-            Some(windows) => windows.caches(batch).map(|context| (context, batch)).to_vec(),
-            None => vec![(context, batch)],
-        })
-    });
-    for (context, batch_tokens) in sizes {
+}
+
+/// What is planned with.
+struct Inputs<'a> {
+    config: &'a Config,
+    catalog: &'a Catalog,
+    hardware: Hardware,
+    want: &'a Want,
+}
+
+impl Inputs<'_> {
+    /// Budgets of host memory, and of the memory that activations and cache are in; `otherwise` where there is none.
+    fn budgets(&self, otherwise: u64) -> (u64, u64) {
+        let Request { ram, vram, .. } = self.want.request;
+        let own = if self.hardware.gpu.is_some() { vram } else { ram.or(Some(otherwise)) };
+        (ram.unwrap_or(otherwise), own.unwrap_or(u64::MAX))
+    }
+
+    /// The plan with most cache and most tokens a pass, of those that are possible.
+    fn first(&self) -> Result<Forecast> {
+        let want = self.want;
+        let budgets = self.budgets(u64::MAX);
+        let mut caches = vec![want.cache_tokens];
+        while want.cache_may_shrink && caches[caches.len() - 1] / 2 >= LEAST_CACHE {
+            caches.push(caches[caches.len() - 1] / 2);
+        }
+        let last = caches.len() - 1;
+        let cache = caches
+            .iter()
+            .position(|&tokens| kv_bytes(self.config, want.kv, tokens) as u64 <= budgets.1 / 4)
+            .unwrap_or(last);
+        let mut refusal = None;
+        let sizes = caches[cache..].iter().flat_map(|&context| {
+            let batches = batches(want, self.config, budgets, 8).into_iter();
+            batches.flat_map(move |batch| match want.windows {
+                Some(windows) => windows.caches(batch).map(|context| (context, batch)).to_vec(),
+                None => vec![(context, batch)],
+            })
+        });
+        for (context, batch_tokens) in sizes {
+            match self.plan(context, batch_tokens) {
+                Ok(forecast) => return Ok(forecast),
+                Err(error) => refusal = Some(error),
+            }
+        }
+        Err(refusal.unwrap_or_else(|| self.refused(0, 0)))
+    }
+
+    /// Plans for so many sequences, the most tokens a pass first.
+    fn company(&self, attempt: Try) -> Result<Vec<Forecast>> {
+        let cache = kv_bytes(self.config, self.want.kv, attempt.cache) as u64;
+        let budgets = self.budgets(self.want.free.unwrap_or(u64::MAX));
+        if attempt.sequences > 1 && cache > budgets.1 / 2 {
+            return Err(self.refused(attempt.cache, cache));
+        }
+        let want = Want {
+            cache_tokens: attempt.cache,
+            sequences: attempt.sequences,
+            pass_tokens: Some(attempt.tokens),
+            ..self.want.clone()
+        };
+        let inputs = Inputs { want: &want, ..*self };
+        let (mut plans, mut refusal) = (Vec::new(), None);
+        // What more of them cost is seen in the plans.
+        for batch in batches(&want, self.config, budgets, 2) {
+            if batch < attempt.sequences && !plans.is_empty() {
+                break;
+            }
+            match inputs.plan(attempt.cache, batch) {
+                // Where nothing flows, fewer and longer passes bring nothing.
+                Ok(plan) if plan.plan.streamed + plan.plan.uploaded == 0 && batch <= BATCH_TOKENS => {
+                    return Ok(vec![plan]);
+                }
+                Ok(plan) => plans.push(plan),
+                Err(error) => refusal = Some(error),
+            }
+        }
+        if plans.is_empty() {
+            Err(refusal.unwrap_or_else(|| self.refused(attempt.cache, cache)))
+        } else {
+            Ok(plans)
+        }
+    }
+
+    /// A refusal where no plan has been tried.
+    fn refused(&self, context: usize, need: u64) -> Error {
+        let (on_gpu, have) = (self.hardware.gpu.is_some(), self.budgets(u64::MAX).1);
+        let memory = if on_gpu { Memory::Vram } else { Memory::Ram };
+        Error::Budget { memory, on_gpu, need, have, fixed: need, ring: 0, context }
+    }
+
+    /// The plan with so many tokens of cache, and so many in a pass.
+    fn plan(&self, context: usize, batch_tokens: usize) -> Result<Forecast> {
+        let Inputs { config, catalog, hardware, want } = *self;
+        let gpu = hardware.gpu.is_some();
         let share = config
             .moe
             .as_ref()
@@ -172,48 +269,56 @@ pub(crate) fn forecast(
             false => (host.saturating_add(device), 0),
         };
         let is_layer = |unit: usize| catalog.units[unit].name.starts_with("layer.");
-        let need = Need::of(catalog, fixed).with_shares(|_| share).with_device(device_fixed, is_layer);
+        let is_head = |unit: usize| catalog.units[unit].name == "head" || catalog.units[unit].name == "embed";
+        let tokens = batch_tokens as f64;
+        let times = |unit: usize, tensor: &Tensor| {
+            let rate = want.products.iter().find(|rate| rate.format == tensor.format);
+            let weights = (tensor.rows * tensor.cols) as f64;
+            // Logits are made of a prompt's last token alone.
+            let tokens = if is_head(unit) { 1.0 } else { tokens };
+            rate.map_or((0.0, 0.0), |rate| rate.ns(tensor.bytes() as f64, weights, tokens))
+        };
+        let need = Need::of(catalog, fixed)
+            .with_shares(|_| share)
+            .with_processor(catalog, batch_tokens as u64, times)
+            .with_device(device_fixed, is_layer);
         match plan(&need, &hardware, &want.request) {
-            Ok(plan) => {
-                return Ok(Forecast {
-                    device: want.device.clone(),
-                    budget: want.request.ram,
-                    vram_budget: want.request.vram.filter(|_| gpu),
-                    plan,
-                    units: need.units,
-                    hardware,
-                    disk_measured: true,
-                    context,
-                    kv: want.kv,
-                    kv_bytes: kv_bytes(config, want.kv, context) as u64,
-                    batch_tokens,
-                    fixed,
-                    device_fixed,
-                    repacked: 0,
-                    fewer_bits: Vec::new(),
-                });
-            }
+            Ok(plan) => Ok(Forecast {
+                device: want.device.clone(),
+                budget: want.request.ram,
+                vram_budget: want.request.vram.filter(|_| gpu),
+                plan,
+                units: need.units,
+                hardware,
+                disk_measured: true,
+                context,
+                kv: want.kv,
+                kv_bytes: kv_bytes(config, want.kv, context) as u64,
+                sequences: want.sequences,
+                batch_tokens,
+                fixed,
+                device_fixed,
+                repacked: 0,
+                fewer_bits: Vec::new(),
+            }),
             Err(Refusal { memory, need, have, fixed, ring }) => {
-                refusal = Some(Error::Budget { memory, on_gpu: gpu, need, have, fixed, ring, context });
+                Err(Error::Budget { memory, on_gpu: gpu, need, have, fixed, ring, context })
             }
         }
     }
-    // There is always at least one cache and one batch to try.
-    let none =
-        Error::Budget { memory: Memory::Ram, on_gpu: gpu, need: 0, have: ram, fixed: 0, ring: 0, context: 0 };
-    Err(refusal.unwrap_or(none))
 }
 
-/// Tokens a pass to try, the most first, for budgets of host memory and of the memory that activations are in.
-fn batches(want: &Want, config: &Config, (ram, budget): (u64, u64)) -> Vec<usize> {
+/// Tokens a pass to try, the most first, for budgets of host memory and of the memory that activations are in, of which
+/// they may have one of `parts` parts.
+fn batches(want: &Want, config: &Config, (ram, budget): (u64, u64), parts: u64) -> Vec<usize> {
     if let Some(asked) = want.batch_tokens {
         return vec![asked.max(1)];
     }
-    let halves: Vec<usize> =
-        std::iter::successors(Some(BATCH_TOKENS), |n| (*n > 1).then_some(n / 2)).collect();
+    let first = want.pass_tokens.unwrap_or(BATCH_TOKENS).max(1);
+    let halves: Vec<usize> = std::iter::successors(Some(first), |n| (*n > 1).then_some(n / 2)).collect();
     let fits = |tokens: &usize| {
         let logits = want.windows.map_or(0, |windows| logits_bytes(config, windows.rows(*tokens)));
-        activation_bytes(config, *tokens) as u64 <= budget / 8 && logits as u64 <= ram / 8
+        activation_bytes(config, *tokens) as u64 <= budget / parts && logits as u64 <= ram / parts
     };
     let first = halves.iter().position(fits).unwrap_or(halves.len() - 1);
     halves[first..].to_vec()
@@ -222,7 +327,7 @@ fn batches(want: &Want, config: &Config, (ram, budget): (u64, u64)) -> Vec<usize
 /// Bytes besides weights and ring: on the host logits, rows of the embedding on their way, rows that are made; and
 /// where it is computed cache, activations, what adapters need, and such rows again.
 fn fixed_bytes(config: &Config, catalog: &Catalog, cache: usize, batch: usize, want: &Want) -> (u64, u64) {
-    let logit_rows = want.windows.map_or(want.logit_rows, |windows| windows.rows(batch));
+    let logit_rows = want.windows.map_or(want.sequences, |windows| windows.rows(batch));
     let row = catalog.find("embed", "embed").and_then(|id| catalog.get(id)).map_or(0, |t| t.row_bytes());
     let rows = (row * batch) as u64;
     let host = (logits_bytes(config, logit_rows) as u64)

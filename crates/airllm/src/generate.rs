@@ -2,7 +2,7 @@
 
 use crate::engine::{Engine, Step};
 use crate::physics::{Counters, Limits, LogitsHash, Stretch};
-use crate::{Cancel, Error, FinishReason, Generation, Physics, Result, Sampler, Stops};
+use crate::{Cancel, Error, FinishReason, Physics, Prompt, Result, Sampler, Stops};
 use airllm_model::Want;
 use airllm_text::{Detokenizer, Tokenizer};
 use std::collections::VecDeque;
@@ -60,13 +60,47 @@ pub struct Timings {
     pub total_s: f64,
 }
 
+/// How far a run has come.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Answering {
+    /// Answers that have ended.
+    pub done: usize,
+    /// Answers in all.
+    pub of: usize,
+    /// Sequences under way.
+    pub active: usize,
+    /// New tokens of all answers.
+    pub tokens: usize,
+    /// New tokens that are still expected: up to what each answer may have, but no more than answers had so far on
+    /// average.
+    pub tokens_left: f64,
+    /// Time since the run began.
+    pub elapsed: Duration,
+}
+
+impl Answering {
+    /// New tokens a second, all answers together.
+    pub fn rate(&self) -> f64 {
+        let seconds = self.elapsed.as_secs_f64();
+        if seconds > 0.0 { self.tokens as f64 / seconds } else { 0.0 }
+    }
+
+    /// Time left at the rate so far; `None` while nothing can be said.
+    pub fn left(&self) -> Option<Duration> {
+        let rate = self.rate();
+        if rate > 0.0 { Duration::try_from_secs_f64(self.tokens_left / rate).ok() } else { None }
+    }
+}
+
 /// Answers in the making: an iterator of [`Piece`]s. Dropping it stops the work.
 ///
 /// Each answer is what its prompt would get alone, whatever runs beside it.
 pub struct Generate<'a> {
     engine: MutexGuard<'a, Box<dyn Engine>>,
     rows: Vec<Row>,
-    eos: Vec<u32>,
+    /// The most sequences under way.
+    active: usize,
     /// Tokens of key/value cache that are not given to a sequence.
     room: usize,
     switch: Option<usize>,
@@ -86,8 +120,7 @@ pub struct Generate<'a> {
 /// What a new [`Generate`] is made of.
 pub(crate) struct Start<'a> {
     pub(crate) engine: MutexGuard<'a, Box<dyn Engine>>,
-    pub(crate) prompts: Vec<Vec<u32>>,
-    pub(crate) options: Generation,
+    pub(crate) prompts: Vec<Prompt>,
     pub(crate) tokenizer: Option<&'a Tokenizer>,
     pub(crate) vocab: usize,
     /// See [`Rotary::switch`](airllm_model::rope::Rotary::switch).
@@ -97,6 +130,8 @@ pub(crate) struct Start<'a> {
     pub(crate) limit: Option<usize>,
     /// Tokens of key/value cache.
     pub(crate) room: usize,
+    /// The most sequences under way.
+    pub(crate) active: usize,
     pub(crate) cancel: Cancel,
     pub(crate) limits: Limits,
 }
@@ -116,53 +151,60 @@ struct Row {
     capacity: usize,
     /// The most new tokens.
     most: usize,
+    /// Ids that end the answer.
+    eos: Vec<u32>,
     sampler: Sampler,
     text: Option<Detokenizer>,
     stops: Stops,
 }
 
+impl Start<'_> {
+    /// What a prompt needs to be continued, before it is begun; `seed` where its options have none.
+    fn row(&self, prompt: &Prompt, seed: u64) -> Result<Row> {
+        let Prompt { ids, options } = prompt;
+        let limit = self.limit.map_or(self.room, |limit| limit.min(self.room));
+        let refuse = || Error::Context { prompt: ids.len(), new: options.max_new_tokens, context: limit };
+        if ids.is_empty() {
+            let what = "the prompt has no tokens: give at least one".to_owned();
+            return Err(Error::Input { what });
+        }
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab) {
+            let what = format!("the prompt has token id {id}, the model has {} ids", self.vocab);
+            return Err(Error::Input { what });
+        }
+        let left = limit.checked_sub(ids.len()).ok_or_else(refuse)?;
+        let most = options.max_new_tokens.min(left);
+        if most == 0 && options.max_new_tokens > 0 {
+            return Err(refuse());
+        }
+        let mut sampler = Sampler::new(options, self.vocab, seed)?;
+        sampler.observe(ids);
+        Ok(Row {
+            tokens: ids.clone(),
+            fed: 0,
+            rope_len: ids.len(),
+            seq: None,
+            capacity: ids.len() + most,
+            most,
+            eos: if options.ignore_eos { Vec::new() } else { [self.eos, &options.stop_ids].concat() },
+            sampler,
+            text: self.tokenizer.map(|t| t.stream(true)),
+            stops: Stops::new(options.stop.iter().cloned()),
+            answer: Answer { prompt_ids: ids.clone(), ids: Vec::new(), text: String::new(), finish: None },
+        })
+    }
+}
+
 impl<'a> Generate<'a> {
     pub(crate) fn new(start: Start<'a>) -> Result<Self> {
-        let options = &start.options;
         // One seed for all rows, so that each gets what it would get alone.
-        let seed = options.seed.unwrap_or_else(random_seed);
-        let mut rows = Vec::with_capacity(start.prompts.len());
-        for prompt in start.prompts {
-            let limit = start.limit.map_or(start.room, |limit| limit.min(start.room));
-            let refuse =
-                || Error::Context { prompt: prompt.len(), new: options.max_new_tokens, context: limit };
-            if prompt.is_empty() {
-                let what = "the prompt has no tokens: give at least one".to_owned();
-                return Err(Error::Input { what });
-            }
-            if let Some(id) = prompt.iter().find(|id| **id as usize >= start.vocab) {
-                let what = format!("the prompt has token id {id}, the model has {} ids", start.vocab);
-                return Err(Error::Input { what });
-            }
-            let left = limit.checked_sub(prompt.len()).ok_or_else(refuse)?;
-            let most = options.max_new_tokens.min(left);
-            if most == 0 && options.max_new_tokens > 0 {
-                return Err(refuse());
-            }
-            let mut sampler = Sampler::new(options, start.vocab, seed)?;
-            sampler.observe(&prompt);
-            rows.push(Row {
-                tokens: prompt.clone(),
-                fed: 0,
-                rope_len: prompt.len(),
-                seq: None,
-                capacity: prompt.len() + most,
-                most,
-                sampler,
-                text: start.tokenizer.map(|t| t.stream(true)),
-                stops: Stops::new(options.stop.iter().cloned()),
-                answer: Answer { prompt_ids: prompt, ids: Vec::new(), text: String::new(), finish: None },
-            });
-        }
+        let seed = random_seed();
+        let rows: Vec<Row> =
+            start.prompts.iter().map(|prompt| start.row(prompt, seed)).collect::<Result<_>>()?;
         let mut generate = Generate {
+            active: start.active.min(start.engine.max_tokens()).max(1),
             engine: start.engine,
             rows,
-            eos: if options.ignore_eos { Vec::new() } else { [start.eos, &options.stop_ids].concat() },
             room: start.room,
             switch: start.switch,
             cancel: start.cancel,
@@ -177,8 +219,10 @@ impl<'a> Generate<'a> {
             prompts: Stretch::default(),
             decode: Stretch::default(),
         };
-        if options.max_new_tokens == 0 {
-            (0..generate.rows.len()).for_each(|row| generate.end_row(row, None, FinishReason::Length));
+        for row in 0..generate.rows.len() {
+            if generate.rows[row].most == 0 {
+                generate.end_row(row, None, FinishReason::Length);
+            }
         }
         Ok(generate)
     }
@@ -194,9 +238,40 @@ impl<'a> Generate<'a> {
         self.rows.iter().map(|row| &row.answer)
     }
 
+    /// The answer to prompt `number`, counted from 0, as far as it has come.
+    pub fn answer(&self, number: usize) -> Option<&Answer> {
+        self.rows.get(number).map(|row| &row.answer)
+    }
+
+    /// How far the run has come.
+    pub fn progress(&self) -> Answering {
+        let (mut done, mut ended, mut tokens) = (0, 0, 0);
+        for row in &self.rows {
+            tokens += row.answer.ids.len();
+            if row.answer.finish.is_some() {
+                done += 1;
+                ended += row.answer.ids.len();
+            }
+        }
+        let usual = if done > 0 { ended as f64 / done as f64 } else { f64::INFINITY };
+        let left = |row: &Row| match row.answer.finish {
+            Some(_) => 0.0,
+            // One that has more than the others may end at any token.
+            None => ((row.most as f64).min(usual) - row.answer.ids.len() as f64).max(1.0),
+        };
+        Answering {
+            done,
+            of: self.rows.len(),
+            active: self.rows.iter().filter(|row| row.seq.is_some()).count(),
+            tokens,
+            tokens_left: self.rows.iter().map(left).sum(),
+            elapsed: self.end.unwrap_or_else(|| self.start.elapsed()),
+        }
+    }
+
     /// What the run moved so far, how fast, and what held it back.
     pub fn physics(&self) -> Physics {
-        Physics::of(self.prompts, self.decode, self.limits, &self.hash)
+        Physics::of(self.prompts, self.decode, &self.limits, &self.hash)
     }
 
     /// How long things took so far.
@@ -255,7 +330,7 @@ impl<'a> Generate<'a> {
         let mut active = self.rows.iter().filter(|row| row.seq.is_some()).count();
         for row in &mut self.rows {
             let waits = row.seq.is_none() && row.answer.finish.is_none();
-            if waits && row.capacity <= self.room && active < self.engine.max_tokens() {
+            if waits && row.capacity <= self.room && active < self.active {
                 row.seq = Some(self.engine.open(row.capacity)?);
                 self.room -= row.capacity;
                 active += 1;
@@ -310,7 +385,7 @@ impl<'a> Generate<'a> {
         let text = row.text.as_mut().and_then(|text| text.push(id)).unwrap_or_default();
         let (text, stopped) = row.stops.push(&text);
         row.answer.text.push_str(&text);
-        let finish = if stopped || self.eos.contains(&id) {
+        let finish = if stopped || row.eos.contains(&id) {
             Some(FinishReason::Stop)
         } else if row.answer.ids.len() >= row.most {
             Some(FinishReason::Length)
@@ -331,6 +406,7 @@ impl<'a> Generate<'a> {
         held = row.stops.push(&held).0 + &row.stops.finish();
         row.answer.text.push_str(&held);
         row.answer.finish = Some(finish);
+        row.sampler.release();
         if let Some(seq) = row.seq.take() {
             self.engine.close(seq);
             self.room += row.capacity;

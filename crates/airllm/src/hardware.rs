@@ -1,8 +1,14 @@
 //! What this machine can do: rates measured on the spot, memory as the system counts it.
 
 use crate::Result;
-use airllm_format::{FileSource, ReadMode};
+pub use products::ProductRate;
+pub(crate) use products::products;
+
+mod products;
+
+use airllm_format::{FileSource, ReadMethod};
 use std::hint::black_box;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,12 +18,46 @@ const DISK_SAMPLE: u64 = 64 << 20;
 /// Bytes that reading memory is timed on: more than caches hold.
 const MEMORY_SAMPLE: usize = 64 << 20;
 
-/// The rate of the disk below `files` in bytes a second, and the better way to read them.
+/// The rate of the disk below `files` in bytes a second, read by `method`, or by the better one where that is
+/// [`ReadMethod::Auto`]; and the method.
 ///
 /// Files too small to be timed give the rate 0.
-pub(crate) fn disk(files: &[PathBuf], readers: usize) -> Result<(f64, ReadMode)> {
+pub(crate) fn disk(files: &[PathBuf], readers: usize, method: ReadMethod) -> Result<(f64, ReadMethod)> {
     let probe = FileSource::probe(files, DISK_SAMPLE, readers)?;
-    Ok((probe.best(), probe.choose()))
+    Ok(match method {
+        ReadMethod::Auto => (probe.best(), probe.choose()),
+        ReadMethod::Buffered => (probe.buffered.per_second(), method),
+        // Where a file system has no direct reads, these are buffered ones.
+        _ if probe.direct.bytes == 0 => (probe.buffered.per_second(), method),
+        _ => (probe.direct.per_second(), method),
+    })
+}
+
+/// The rate at which shards are read that lie spread over folders in these shares, `files` being those of one folder after
+/// the other, and the method for each. All folders are read at once, and a shard is there when the slowest has given its
+/// part.
+pub(crate) fn disks(
+    files: &[PathBuf],
+    shares: &[u32],
+    readers: usize,
+    method: ReadMethod,
+) -> Result<(f64, Vec<ReadMethod>)> {
+    let (mut methods, mut rates) = (Vec::new(), Vec::new());
+    let mut drives = Vec::new();
+    for files in files.chunks((files.len() / shares.len()).max(1)) {
+        let (rate, method) = disk(files, readers, method)?;
+        rates.push(rate);
+        methods.push(method);
+        drives.extend(files.first().and_then(|file| std::fs::metadata(file).ok()).map(|meta| meta.dev()));
+    }
+    drives.sort_unstable();
+    drives.dedup();
+    // Folders on one drive share its rate.
+    let sharing = shares.len() as f64 / drives.len().max(1) as f64;
+    let all = f64::from(shares.iter().sum::<u32>());
+    let rate = |(rate, share): (&f64, &u32)| rate / sharing * all / f64::from((*share).max(1));
+    let slowest = rates.iter().zip(shares).map(rate).fold(f64::INFINITY, f64::min);
+    Ok((if slowest.is_finite() { slowest } else { 0.0 }, methods))
 }
 
 /// The rate at which `threads` threads together read memory, in bytes a second.
@@ -54,14 +94,14 @@ fn sum(words: &[u64]) -> u64 {
     lanes.iter().sum::<u64>() + rest
 }
 
-/// The instructions that the processor computes with: `avx2` or `portable`.
+/// The instructions that the processor computes with: `avx512-vnni`, `avx-vnni`, `avx2`, `neon` or `portable`.
 pub(crate) fn instructions() -> &'static str {
     airllm_kernels::Cpu::new(1).instructions()
 }
 
-/// Threads that the system lets this process run at once.
+/// Threads that compute where no number was asked for.
 pub(crate) fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    airllm_kernels::Cpu::own_threads()
 }
 
 /// The processor's name, where the system tells it.

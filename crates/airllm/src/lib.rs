@@ -34,6 +34,7 @@ mod cache;
 mod calibrate;
 mod chat;
 mod checkpoint;
+mod company;
 mod device;
 mod engine;
 pub mod env;
@@ -49,6 +50,7 @@ mod options;
 mod pack;
 mod physics;
 mod prepare;
+mod probe;
 mod progress;
 mod random;
 mod sample;
@@ -60,8 +62,8 @@ mod weights;
 pub use adapter::Adapter;
 pub use airllm_format::hub::Settings as HubSettings;
 pub use airllm_format::{
-    Bits, Calibration, Manifest, NumFormat, Prepared, Repo, Sensitivity, TensorSensitivity, Together,
-    WidthError,
+    Bits, Calibration, Manifest, NumFormat, Prepared, ReadMethod, Repo, Sensitivity, TensorSensitivity,
+    Together, WidthError,
 };
 pub use airllm_model::{Config, KvFormat};
 pub use airllm_stream::plan::{Gpu, Lane, LaneTime, Memory, UnitNeed};
@@ -73,16 +75,19 @@ pub use cache::{Cache, CacheEntry};
 pub use calibrate::{CalibrationText, Target, Widths};
 pub use chat::{ChatFormat, Message};
 pub use checkpoint::{Checkpoint, Form};
+pub use company::Prompt;
 pub use device::{CpuInfo, CudaInfo, Device, DeviceReport, Devices, available_vram, devices};
 pub use error::{Error, ErrorKind, Result};
 pub use eval::{Evaluating, Evaluation, Windows};
 pub use forecast::{Alternative, Forecast};
-pub use generate::{Answer, Generate, Piece, Timings};
+pub use generate::{Answer, Answering, Generate, Piece, Timings};
+pub use hardware::ProductRate;
 pub use hardware::available_memory;
 pub use merge::merge;
 pub use options::{FinishReason, Generation, GenerationConfig};
 pub use physics::{LaneUse, Physics};
 pub use prepare::{Preparation, delete_weights};
+pub use probe::{DiskRates, Fingerprint, GpuRates, Probe, Way};
 pub use progress::{Cancel, OnProgress, Progress, Stage};
 pub use sample::Sampler;
 pub use size::Size;

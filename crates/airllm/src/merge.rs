@@ -7,7 +7,7 @@ use crate::adapter::Factors;
 use crate::error::At;
 use crate::progress::Meter;
 use crate::{Adapter, Cancel, Checkpoint, Error, Form, OnProgress, Result, Stage};
-use airllm_format::{FileSource, LayerSource, Located, NumFormat, ReadMode, Repo, copy_file, free_space};
+use airllm_format::{FileSource, LayerSource, Located, NumFormat, ReadMethod, Repo, copy_file, free_space};
 use airllm_quant::{pack_row, unpack_row};
 use std::fs::File;
 use std::io::Write;
@@ -59,7 +59,7 @@ pub fn merge(
         return Err(Error::NoSpace { path: out.to_path_buf(), what, needed, free });
     }
     let mut meter = Meter::new(Stage::Prepare, repo.bytes(), report);
-    let source = FileSource::open(repo.files(), ReadMode::Buffered)?;
+    let source = FileSource::open(repo.files(), ReadMethod::Buffered)?;
     let mut written = Vec::new();
     for (number, path) in repo.files().iter().enumerate() {
         let name = path.file_name().unwrap_or_default();

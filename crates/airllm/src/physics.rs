@@ -1,9 +1,11 @@
 //! What a run moved, how fast, and what held it back.
 
 use crate::Size;
+use airllm_stream::Plan;
 use airllm_stream::plan::{Gpu, Lane};
 use serde::Serialize;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -18,6 +20,13 @@ pub struct Physics {
     pub tokens_per_s: f64,
     /// Prompt tokens read a second.
     pub prompt_tokens_per_s: f64,
+    /// What the plan expected of the decoding, with as many sequences as there were on average; `None` where nothing was decoded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_tokens_per_s: Option<f64>,
+    /// What the plan expected of the reading of prompts; `None` where none was read, or where weights that stay were read
+    /// meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_prompt_tokens_per_s: Option<f64>,
     /// Reading from disk.
     pub disk: LaneUse,
     /// Weights read from memory of the host to be multiplied by the processor.
@@ -37,6 +46,8 @@ pub struct Physics {
     pub expert_hit_rate: Option<f64>,
     /// Share of the run in which the computation waited for weights.
     pub waiting: f64,
+    /// Passes over the weights, those that read prompts included.
+    pub passes: u64,
     /// xxh3_64 of all logits that tokens were chosen from, as little-endian f32, in order of passes
     /// and prompts: equal hashes mean bit-identical results.
     pub logits_hash: String,
@@ -61,6 +72,15 @@ pub struct LaneUse {
 impl fmt::Display for Physics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} tokens/s", Number(self.tokens_per_s))?;
+        if let Some(expected) = self.expected_tokens_per_s {
+            write!(f, " ({} expected)", Number(expected))?;
+        }
+        if self.prompt_tokens_per_s > 0.0 {
+            write!(f, " | prompt {} tokens/s", Number(self.prompt_tokens_per_s))?;
+            if let Some(expected) = self.expected_prompt_tokens_per_s {
+                write!(f, " ({} expected)", Number(expected))?;
+            }
+        }
         // With a GPU the processor may have nothing to multiply.
         let memory = Some(self.memory).filter(|memory| memory.bytes > 0 || self.device.is_none());
         let lanes = [
@@ -103,7 +123,7 @@ impl fmt::Display for Number {
 }
 
 /// Measured limits of the lanes, in bytes a second.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) disk: Option<f64>,
     pub(crate) memory: f64,
@@ -111,6 +131,8 @@ pub(crate) struct Limits {
     pub(crate) gpu: Option<Gpu>,
     /// Bytes that the processor multiplies in each pass beside a GPU.
     pub(crate) beside: u64,
+    /// What was planned.
+    pub(crate) plan: Arc<Plan>,
 }
 
 /// Counters at one moment.
@@ -128,6 +150,9 @@ pub(crate) struct Counters {
     pub(crate) hits: u64,
     pub(crate) misses: u64,
 }
+
+/// No row of an embedding is longer.
+const ROW: u64 = 64 << 10;
 
 /// One stretch of a run: its time, tokens and what the lanes moved.
 #[derive(Debug, Clone, Copy, Default)]
@@ -153,7 +178,18 @@ impl Stretch {
 }
 
 impl Physics {
-    pub(crate) fn of(prompts: Stretch, decode: Stretch, limits: Limits, hash: &LogitsHash) -> Self {
+    pub(crate) fn of(prompts: Stretch, decode: Stretch, limits: &Limits, hash: &LogitsHash) -> Self {
+        let expected = |stretch: &Stretch| {
+            // A first pass also reads what stays, which nobody asked the plan about. Rows of an embedding do not count.
+            let each =
+                limits.plan.streamed.max(limits.plan.prompt.streamed) + limits.plan.bytes_per_pass / 50;
+            if stretch.moved.read > stretch.moved.passes * each + stretch.tokens * ROW {
+                return None;
+            }
+            let tokens = stretch.tokens as f64 / stretch.moved.passes.max(1) as f64;
+            let seconds = limits.plan.seconds_of(tokens);
+            (tokens > 0.0 && seconds > 0.0).then(|| tokens / seconds)
+        };
         let measured = if decode.tokens > 0 { decode } else { prompts };
         let seconds = measured.time.as_secs_f64();
         let per = |n: f64, d: f64| if d > 0.0 { n / d } else { 0.0 };
@@ -192,6 +228,8 @@ impl Physics {
         Physics {
             tokens_per_s: per(decode.tokens as f64, decode.time.as_secs_f64()),
             prompt_tokens_per_s: per(prompts.tokens as f64, prompts.time.as_secs_f64()),
+            expected_tokens_per_s: expected(&decode),
+            expected_prompt_tokens_per_s: expected(&prompts),
             disk,
             memory,
             copy,
@@ -202,6 +240,7 @@ impl Physics {
                 per(measured.moved.hits as f64, (measured.moved.hits + measured.moved.misses) as f64)
             }),
             waiting: per(measured.moved.wait_ns as f64 / 1e9, seconds).min(1.0),
+            passes: prompts.moved.passes + decode.moved.passes,
             logits_hash: hash.hex(),
         }
     }
@@ -231,6 +270,8 @@ impl LogitsHash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use airllm_stream::plan::UnitNeed;
+    use airllm_stream::{Catalog, Hardware, Need, Request};
 
     #[test]
     fn hash_is_of_the_bytes() {
@@ -242,6 +283,42 @@ mod tests {
         logits.chunks(77).for_each(|part| parts.add(part));
         assert_eq!(whole.hex(), format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&bytes)));
         assert_eq!(whole.hex(), parts.hex());
+    }
+
+    /// All in memory: a token takes 0.2 s, and a pass of a hundred tokens of a prompt 4 s.
+    fn plan() -> Plan {
+        let mut need = Need::of(&Catalog::default(), 0);
+        need.units.push(UnitNeed {
+            name: "layer.0".to_owned(),
+            bytes: 2000,
+            per_pass: 2000,
+            on_demand: None,
+            beside: false,
+            token_ns: 200_000_000,
+            prompt_ns: 4_000_000_000,
+        });
+        need.prompt_tokens = 100;
+        let hardware = Hardware { disk: 1000.0, memory: 20_000.0, gpu: None };
+        airllm_stream::plan(&need, &hardware, &Request::default()).unwrap()
+    }
+
+    #[test]
+    fn what_is_expected_depends_on_the_tokens_of_a_pass() {
+        let stretch = |tokens, passes| {
+            let after = Counters { passes, ..Counters::default() };
+            let mut stretch = Stretch::default();
+            stretch.add(Duration::from_secs(10), tokens, Counters::default(), after);
+            stretch
+        };
+        let limits = Limits { disk: None, memory: 20_000.0, gpu: None, beside: 0, plan: Arc::new(plan()) };
+        let of = |prompts, decode| Physics::of(prompts, decode, &limits, &LogitsHash::default());
+        let physics = of(stretch(200, 2), stretch(12, 3));
+        assert_eq!(physics.expected_prompt_tokens_per_s, Some(25.0));
+        assert_eq!(physics.expected_tokens_per_s, Some(20.0), "up to five tokens take as long as one");
+        let line = physics.to_string();
+        let rates = "1.20 tokens/s (20.0 expected) | prompt 20.0 tokens/s (25.0 expected) | disk";
+        assert!(line.starts_with(rates), "{line}");
+        assert_eq!(of(Stretch::default(), stretch(40, 2)).expected_tokens_per_s, Some(25.0));
     }
 
     #[test]
@@ -259,21 +336,26 @@ mod tests {
             misses: 1,
         };
         decode.add(second, 2, Counters::default(), after);
-        let limits = Limits { disk: Some(1000.0), memory: 20_000.0, gpu: None, beside: 0 };
-        let of = |limits| Physics::of(Stretch::default(), decode, limits, &LogitsHash::default());
-        let physics = of(limits);
-        assert_eq!(physics.tokens_per_s, 2.0);
+        let limits =
+            || Limits { disk: Some(1000.0), memory: 20_000.0, gpu: None, beside: 0, plan: Arc::new(plan()) };
+        let of = |limits: Limits| Physics::of(Stretch::default(), decode, &limits, &LogitsHash::default());
+        let physics = of(limits());
+        assert_eq!((physics.tokens_per_s, physics.expected_tokens_per_s), (2.0, Some(5.0)));
+        assert_eq!(physics.expected_prompt_tokens_per_s, None);
         assert_eq!((physics.disk.share, physics.memory.share), (Some(0.5), Some(0.2)));
         assert_eq!((physics.disk.bytes_per_token, physics.waiting), (250.0, 0.25));
         assert_eq!((physics.bottleneck, physics.flops_per_s), (Lane::Disk, 8.0));
         assert_eq!(physics.expert_hit_rate, Some(0.75));
         let line = physics.to_string();
         assert!(line.contains("| experts 75 % in memory |"), "{line}");
-        assert!(line.starts_with("2.00 tokens/s | disk 250 B/token at 500 B/s (50 % of 1 kB/s)"), "{line}");
+        assert!(
+            line.starts_with("2.00 tokens/s (5.00 expected) | disk 250 B/token at 500 B/s (50 % of 1 kB/s)"),
+            "{line}"
+        );
         assert!(!line.contains("copy"), "{line}");
 
         let gpu = Some(Gpu { upload: 1000.0, memory: 40_000.0 });
-        let physics = of(Limits { gpu, beside: 500, ..limits });
+        let physics = of(Limits { gpu, beside: 500, ..limits() });
         let (copy, device) = (physics.copy.unwrap(), physics.device.unwrap());
         assert_eq!((copy.share, device.share, physics.memory.share), (Some(0.9), Some(0.075), Some(0.05)));
         assert_eq!(physics.bottleneck, Lane::Copy);
@@ -281,7 +363,7 @@ mod tests {
         let lanes =
             "| copy 450 B/token at 900 B/s (90 % of 1 kB/s) | GPU 1.5 kB/token at 3 kB/s (8 % of 40 kB/s) |";
         assert!(line.contains(lanes) && line.contains("| memory 500 B/token"), "{line}");
-        let all_there = of(Limits { gpu, ..limits }).to_string();
+        let all_there = of(Limits { gpu, ..limits() }).to_string();
         assert!(!all_there.contains("| memory "), "{all_there}");
     }
 }

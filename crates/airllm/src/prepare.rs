@@ -10,10 +10,9 @@ use crate::lock::Lock;
 use crate::pack::Packer;
 use crate::progress::Meter;
 use crate::{Adapter, Cancel, Error, OnProgress, Result, Stage};
-use airllm_format::shard::ShardTag;
-use airllm_format::shard::{ShardWriter, accept};
+use airllm_format::shard::{Folders, ShardTag, ShardWriter, accept_in};
 use airllm_format::{
-    Bits, Manifest, Prepared, Recipe, Repo, Sensitivity, SourceEntry, copy_file, write_side_text,
+    Bits, Manifest, PartEntry, Prepared, Recipe, Repo, Sensitivity, SourceEntry, copy_file, write_side_text,
 };
 use airllm_model::Config;
 use std::path::{Path, PathBuf};
@@ -146,13 +145,22 @@ impl<'a> Preparation<'a> {
     /// Waits while another process prepares the same folder. A folder that holds shards of another
     /// checkpoint or recipe is refused, not overwritten.
     pub fn run(&self, out: &Path) -> Result<Prepared> {
+        self.run_in(&Folders::one(out))
+    }
+
+    /// The same with the bytes of every shard in one folder or spread over several.
+    pub fn run_in(&self, out: &Folders) -> Result<Prepared> {
         let shards = self.shards()?;
         let source = self.source()?;
         if let Some(done) = self.existing(out, &source)?.filter(|_| !self.check_existing) {
             return Ok(done);
         }
         let mut waiting = Meter::new(Stage::Wait, 0, self.progress);
-        let _lock = Lock::take(out, &self.cancel, || waiting.tell(&out.display().to_string()))?;
+        // In an order of their own, so that two processes that name them differently do not wait for each other.
+        let mut dirs: Vec<&PathBuf> = out.dirs().iter().collect();
+        dirs.sort();
+        let lock = |dir: &PathBuf| Lock::take(dir, &self.cancel, || waiting.tell(&dir.display().to_string()));
+        let _locks = dirs.into_iter().map(lock).collect::<Result<Vec<_>>>()?;
         // Whoever held the lock may have finished the work.
         if let Some(done) = self.existing(out, &source)?.filter(|_| !self.check_existing) {
             return Ok(done);
@@ -162,7 +170,7 @@ impl<'a> Preparation<'a> {
     }
 
     /// The finished shards in `out`, if there are some; others than those asked for are an error.
-    pub(crate) fn made(&self, out: &Path) -> Result<Option<Prepared>> {
+    pub(crate) fn made(&self, out: &Folders) -> Result<Option<Prepared>> {
         self.existing(out, &self.source()?)
     }
 
@@ -201,12 +209,33 @@ impl<'a> Preparation<'a> {
 
     /// The finished folder, if it is one. An unfinished or damaged one is `None`, one that holds
     /// something else an error.
-    fn existing(&self, out: &Path, source: &SourceEntry) -> Result<Option<Prepared>> {
-        if !Prepared::is_prepared(out) {
+    fn existing(&self, out: &Folders, source: &SourceEntry) -> Result<Option<Prepared>> {
+        if !out.dirs().iter().any(|dir| Prepared::is_prepared(dir)) {
             return Ok(None);
         }
-        // A manifest that cannot be read says nothing about whose shards these are.
-        let Ok(manifest) = Manifest::read(out) else { return Ok(None) };
+        for (index, dir) in out.dirs().iter().enumerate() {
+            // A manifest that cannot be read says nothing about whose shards these are.
+            if let Ok(manifest) = Manifest::read(dir) {
+                self.ours(dir, &manifest, part(out, index).as_ref(), source)?;
+            }
+        }
+        match Prepared::open_in(out.dirs()) {
+            Ok(prepared) => Ok(Some(prepared)),
+            Err(error) => {
+                tracing::info!(%error, "prepared shards are damaged; they are written again");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Refuses a folder with a manifest of something else.
+    fn ours(
+        &self,
+        out: &Path,
+        manifest: &Manifest,
+        part: Option<&PartEntry>,
+        source: &SourceEntry,
+    ) -> Result<()> {
         if manifest.source.fingerprint != source.fingerprint || manifest.recipe != self.asked() {
             let what = format!(
                 "{}: holds shards of another checkpoint or recipe ({}, {}) than asked for ({}): choose another folder, \
@@ -218,13 +247,22 @@ impl<'a> Preparation<'a> {
             );
             return Err(Error::Input { what });
         }
-        match Prepared::open(out) {
-            Ok(prepared) => Ok(Some(prepared)),
-            Err(error) => {
-                tracing::info!(%error, "prepared shards are damaged; they are written again");
-                Ok(None)
-            }
+        if manifest.part.as_ref() != part {
+            let say = |part: Option<&PartEntry>| match part {
+                None => "all of the shards".to_owned(),
+                Some(it) => {
+                    format!("part {} of {:?} of the shards", it.index + 1, it.shares.shares())
+                }
+            };
+            let what = format!(
+                "{}: holds {}, here {} would be: name all of its folders and no other, or choose other ones",
+                out.display(),
+                say(manifest.part.as_ref()),
+                say(part)
+            );
+            return Err(Error::Input { what });
         }
+        Ok(())
     }
 
     /// The work on layers that rounding with a calibration text is.
@@ -235,12 +273,22 @@ impl<'a> Preparation<'a> {
         Calibrated::new(self.repo, self.config, units, &rounding.samples, machine, &self.cancel).map(Some)
     }
 
-    fn check_space(&self, out: &Path, shards: &[ShardPlan]) -> Result<()> {
+    fn check_space(&self, out: &Folders, shards: &[ShardPlan]) -> Result<()> {
+        for (index, dir) in out.dirs().iter().enumerate() {
+            let share = |bytes: u64| out.shares().map_or(bytes, |spread| spread.part_len(index, bytes));
+            self.check_space_in(dir, shards, &share)?;
+        }
+        Ok(())
+    }
+
+    fn check_space_in(&self, out: &Path, shards: &[ShardPlan], share: &dyn Fn(u64) -> u64) -> Result<()> {
         let there = |shard: &ShardPlan| std::fs::metadata(out.join(&shard.file)).map_or(0, |m| m.len());
         let side: u64 =
             self.repo.side_files()?.iter().map(|f| std::fs::metadata(f).map_or(0, |m| m.len())).sum();
-        let shards: u64 =
-            shards.iter().map(|shard| (shard.bytes() + SHARD_EXTRA).saturating_sub(there(shard))).sum();
+        let shards: u64 = shards
+            .iter()
+            .map(|shard| (share(shard.bytes()) + SHARD_EXTRA).saturating_sub(there(shard)))
+            .sum();
         let (needed, free) = (shards + side, (self.free_space)(out)?);
         if needed > free {
             let what = format!("preparing {}", self.repo.dir().display());
@@ -249,9 +297,9 @@ impl<'a> Preparation<'a> {
         Ok(())
     }
 
-    fn write(&self, out: &Path, shards: &[ShardPlan], source: SourceEntry) -> Result<Prepared> {
-        // From here on the folder does not count as prepared until its manifest is written anew.
-        Manifest::remove(out)?;
+    fn write(&self, out: &Folders, shards: &[ShardPlan], source: SourceEntry) -> Result<Prepared> {
+        // From here on a folder does not count as prepared until its manifest is written anew.
+        out.dirs().iter().try_for_each(|dir| Manifest::remove(dir))?;
         let block = Packer::block_within(self.memory, self.threads);
         let packer = Packer { repo: self.repo, threads: self.threads, block, cancel: &self.cancel };
         let total = shards.iter().map(ShardPlan::bytes).sum();
@@ -268,7 +316,7 @@ impl<'a> Preparation<'a> {
             self.cancel.check()?;
             meter.tell(&shard.name);
             let tag = self.tag(&shard.name, &manifest.source);
-            let entry = match accept(out, &shard.file, &tag, &shard.specs())? {
+            let entry = match accept_in(out, &shard.file, &tag, &shard.specs())? {
                 Some(entry) => {
                     if let Some(calibrated) = &mut calibrated {
                         calibrated.skip(out, &entry);
@@ -277,7 +325,7 @@ impl<'a> Preparation<'a> {
                     entry
                 }
                 None => {
-                    let mut writer = ShardWriter::create(out, &shard.file, &tag, shard.specs())?;
+                    let mut writer = ShardWriter::create_in(out, &shard.file, &tag, shard.specs())?;
                     match &mut calibrated {
                         Some(calibrated) => calibrated.write(shard, &mut writer, &mut meter)?,
                         None => packer.shard(shard, &mut writer, &mut meter)?,
@@ -287,15 +335,25 @@ impl<'a> Preparation<'a> {
             };
             manifest.shards.push(entry);
         }
-        for file in self.repo.side_files()? {
-            manifest.files.push(copy_file(&file, out)?);
+        for (index, dir) in out.dirs().iter().enumerate() {
+            // Each folder has all that is small.
+            manifest.files.clear();
+            for file in self.repo.side_files()? {
+                manifest.files.push(copy_file(&file, dir)?);
+            }
+            for (name, text) in self.repo.side_texts() {
+                manifest.files.push(write_side_text(name, &text, dir)?);
+            }
+            manifest.part = part(out, index);
+            manifest.write(dir)?;
         }
-        for (name, text) in self.repo.side_texts() {
-            manifest.files.push(write_side_text(name, &text, out)?);
-        }
-        manifest.write(out)?;
-        Ok(Prepared::open(out)?)
+        Ok(Prepared::open_in(out.dirs())?)
     }
+}
+
+/// What the manifest of a folder says of its part.
+fn part(out: &Folders, index: usize) -> Option<PartEntry> {
+    out.shares().map(|shares| PartEntry { index, shares: shares.clone() })
 }
 
 /// Deletes the weight files of a checkpoint and returns their names. To be called after its shards were

@@ -50,6 +50,11 @@ impl Sampler {
         }
     }
 
+    /// Gives back the memory that choosing takes; what was noted stays.
+    pub(crate) fn release(&mut self) {
+        (self.scores, self.candidates) = (Vec::new(), Vec::new());
+    }
+
     /// Chooses the token that follows, and notes it.
     ///
     /// `logits` holds one number a token. Not-a-number anywhere is an error: it means that the model's

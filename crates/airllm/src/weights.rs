@@ -3,8 +3,9 @@
 use crate::Result;
 use crate::checkpoint::{Checkpoint, prepared_catalog};
 use crate::lift::{LiftedSource, MadeFile};
-use airllm_format::{Bits, FileSource, LayerSource, Prepared, ReadMode};
-use airllm_stream::Catalog;
+use airllm_format::shard::Spread;
+use airllm_format::{Bits, LayerSource, Prepared, ReadMethod};
+use airllm_stream::{Catalog, SpreadSource, open_files};
 use std::path::PathBuf;
 
 /// The weights of a model that is about to run.
@@ -23,6 +24,8 @@ pub(crate) struct Weights {
 pub(crate) enum Source {
     /// They lie there.
     Shards,
+    /// They lie there, spread over as many folders.
+    Spread(Spread),
     /// Some are made.
     Checkpoint(Vec<MadeFile>),
 }
@@ -34,7 +37,7 @@ impl Weights {
             dir: prepared.dir().to_path_buf(),
             files: prepared.shard_paths(),
             catalog: prepared_catalog(prepared, checkpoint.config())?,
-            source: Source::Shards,
+            source: Source::of(prepared),
             making: 0,
         })
     }
@@ -53,10 +56,44 @@ impl Weights {
 }
 
 impl Source {
-    pub(crate) fn open(self, files: &[PathBuf], mode: ReadMode) -> Result<Box<dyn LayerSource>> {
+    /// That of prepared shards.
+    pub(crate) fn of(prepared: &Prepared) -> Source {
+        prepared.folders().shares().map_or(Self::Shards, |spread| Self::Spread(spread.clone()))
+    }
+
+    /// How files are dealt out to folders, if they are.
+    pub(crate) fn shares(&self) -> Option<&Spread> {
+        match self {
+            Self::Spread(spread) => Some(spread),
+            Self::Shards | Self::Checkpoint(_) => None,
+        }
+    }
+
+    /// How many folders the files lie in, in equal numbers, one folder after the other.
+    pub(crate) fn folders(&self) -> usize {
+        self.shares().map_or(1, |spread| spread.shares().len())
+    }
+
+    /// Opens the files, to be read by a method for each folder, and by so many threads for each where there are several.
+    pub(crate) fn open(
+        self,
+        files: &[PathBuf],
+        methods: &[ReadMethod],
+        threads: usize,
+    ) -> Result<Box<dyn LayerSource>> {
+        let method = methods.first().copied().unwrap_or_default();
         Ok(match self {
-            Self::Shards => Box::new(FileSource::open(files, mode)?),
-            Self::Checkpoint(made) => Box::new(LiftedSource::open(files, mode, made)?),
+            Self::Spread(spread) => {
+                let each = files.len() / spread.shares().len();
+                let mut parts: Vec<Box<dyn LayerSource>> = Vec::new();
+                for (index, files) in files.chunks(each.max(1)).enumerate() {
+                    let method = methods.get(index).copied().unwrap_or(method);
+                    parts.push(Box::new(open_files(files, method)?));
+                }
+                Box::new(SpreadSource::new(parts, spread, threads)?)
+            }
+            Self::Shards => Box::new(open_files(files, method)?),
+            Self::Checkpoint(made) => Box::new(LiftedSource::open(files, method, made)?),
         })
     }
 }

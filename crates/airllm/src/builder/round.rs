@@ -55,7 +55,7 @@ impl Builder {
     pub fn gain(&self, checkpoint: &Checkpoint, widths: &Widths) -> Result<(f64, f64)> {
         let catalog = checkpoint.catalog(None)?;
         let chosen = self.open_device()?;
-        let measured = self.measure(&checkpoint.files(), &chosen)?;
+        let measured = self.measure(&checkpoint.files(), &catalog, None, &chosen)?;
         let want = self.want(checkpoint, &catalog, 0, &chosen);
         let rounded = with_widths(catalog.clone(), widths);
         let rate = |catalog: &Catalog| -> Result<f64> {

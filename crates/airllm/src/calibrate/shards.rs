@@ -10,14 +10,11 @@ use crate::error::At;
 use crate::lift::{Scratch, ShardPlan, TensorPlan, UnitPlan};
 use crate::progress::Meter;
 use crate::{Cancel, Error, Result};
-use airllm_format::shard::ShardWriter;
+use airllm_format::shard::{Folders, ShardWriter};
 use airllm_format::{Repo, ShardEntry};
 use airllm_model::{Binding, Config};
 use airllm_stream::TensorId;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
 
 /// A checkpoint on its way to calibrated shards.
 pub(crate) struct Calibrated<'a> {
@@ -31,7 +28,7 @@ pub(crate) struct Calibrated<'a> {
     /// Tensors by shard, in the shard's order.
     shards: HashMap<String, Vec<TensorId>>,
     /// Shards that an earlier run finished, and that the text has not passed yet.
-    skipped: Vec<(PathBuf, ShardEntry)>,
+    skipped: Vec<(Folders, ShardEntry)>,
     /// Hidden states of the text behind what is written.
     x: Vec<f32>,
     cancel: Cancel,
@@ -79,8 +76,8 @@ impl<'a> Calibrated<'a> {
         writer: &mut ShardWriter,
         meter: &mut Meter<'_>,
     ) -> Result<()> {
-        for (path, entry) in std::mem::take(&mut self.skipped) {
-            self.catch_up(&path, &entry)?;
+        for (folders, entry) in std::mem::take(&mut self.skipped) {
+            self.catch_up(&folders, &entry)?;
         }
         let windows = self.samples.windows();
         let factors = match self.layer(&shard.name) {
@@ -98,12 +95,12 @@ impl<'a> Calibrated<'a> {
     }
 
     /// Goes past a shard that is there already. The text passes through it only if a later one must be written.
-    pub(crate) fn skip(&mut self, dir: &Path, entry: &ShardEntry) {
-        self.skipped.push((dir.join(&entry.file), entry.clone()));
+    pub(crate) fn skip(&mut self, folders: &Folders, entry: &ShardEntry) {
+        self.skipped.push((folders.clone(), entry.clone()));
     }
 
-    fn catch_up(&mut self, path: &Path, entry: &ShardEntry) -> Result<()> {
-        let mut file = File::open(path).at(path, "opening the shard")?;
+    fn catch_up(&mut self, folders: &Folders, entry: &ShardEntry) -> Result<()> {
+        let (file, path) = (folders.open(&entry.file)?, &folders.first().join(&entry.file));
         for id in self.shards[&entry.unit].clone() {
             self.cancel.check()?;
             let name = &self.target(id).entry;
@@ -112,8 +109,7 @@ impl<'a> Calibrated<'a> {
                 return Err(Error::Input { what });
             };
             let mut bytes = vec![0; tensor.bytes as usize];
-            file.seek(SeekFrom::Start(tensor.offset)).at(path, "reading the shard")?;
-            file.read_exact(&mut bytes).at(path, "reading the shard")?;
+            file.read_exact_at(&mut bytes, tensor.offset).at(path, "reading the shard")?;
             self.layers.held.put(id, &bytes)?;
         }
         self.pass(&entry.unit)

@@ -23,12 +23,16 @@ fn want(gpu: bool, ram: u64, vram: Option<u64>) -> Want {
     let (device, name) = if gpu { ("cuda:0", "GPU") } else { ("cpu", "avx2") };
     let overhead = if gpu { 300 * MIB } else { 0 };
     Want {
+        products: Arc::from([]),
         request: Request { ram: Some(ram), vram, ..Request::default() },
         cache_tokens: 256,
         cache_may_shrink: false,
         kv: KvFormat::F32,
         batch_tokens: Some(32),
-        logit_rows: 1,
+        sequences: 1,
+        pass_tokens: None,
+        company: None,
+        free: None,
         windows: None,
         additions: Arc::from([]),
         making: 0,
@@ -122,4 +126,58 @@ fn a_cache_of_fewer_bits_leaves_room_for_more_tokens() {
     assert_eq!((context(KvFormat::F32), context(KvFormat::F16)), (1024, 2048));
     let q8 = kv_bytes(&config, KvFormat::Q8, 4096) as u64;
     assert_eq!(context(KvFormat::Q8), if q8 <= tight / 4 { 4096 } else { 2048 });
+}
+
+/// What a user wants who has so many prompts of 100 tokens, each to be continued by 100.
+fn company(prompts: usize, ram: u64) -> Want {
+    let sizes = vec![(100, 100); prompts];
+    let company = Some(Company::new(&sizes, 4096, None));
+    Want { company, batch_tokens: None, ..want(false, ram, None) }
+}
+
+#[test]
+fn prompts_get_the_company_that_ends_them_first() {
+    let (config, catalog) = demo();
+    let planned = |want: &Want| forecast(&config, &catalog, machine(false), want);
+    let of = |prompts, ram| planned(&company(prompts, ram)).unwrap();
+    let least = match planned(&company(64, 1)) {
+        Err(Error::Budget { need, context: 200, .. }) => need,
+        other => panic!("{other:?}"),
+    };
+    // Expected seconds for all of them, as the plan has it: the more memory, the fewer.
+    let seconds = |forecast: &Forecast| {
+        let company = Company::new(&[(100, 100); 64], 4096, None);
+        company.passes(forecast.sequences, forecast.batch_tokens) * forecast.plan.seconds_per_token
+    };
+    let plans: Vec<Forecast> = (0..40).map(|step| of(64, least + step * MIB)).collect();
+    for pair in plans.windows(2) {
+        assert!(
+            seconds(&pair[1]) <= seconds(&pair[0]) * 1.000_001,
+            "{} and {}",
+            pair[0].plan.ram,
+            pair[1].plan.ram
+        );
+    }
+    for forecast in &plans {
+        assert!(forecast.plan.ram <= forecast.budget.unwrap());
+        assert_eq!(forecast.context, 200 * forecast.sequences);
+        assert!(forecast.sequences == 1 || forecast.kv_bytes <= forecast.budget.unwrap() / 2);
+    }
+    assert_eq!(plans[0].sequences, 1);
+    assert!(plans.iter().any(|forecast| forecast.sequences > 1 && forecast.plan.streamed > 0));
+    let plenty = of(64, 4 << 30);
+    assert_eq!((plenty.sequences, plenty.plan.streamed), (64, 0));
+    // Where nothing flows there is no reason for passes longer than these.
+    assert!(plenty.batch_tokens <= BATCH_TOKENS && plenty.batch_tokens >= 64, "{}", plenty.batch_tokens);
+    // The largest of different prompts always fit beside each other, and an upper limit is one.
+    let sizes = [(10, 5), (300, 1000), (20, 30)];
+    let two = Want {
+        company: Some(Company::new(&sizes, 800, Some(2))),
+        batch_tokens: None,
+        ..want(false, 4 << 30, None)
+    };
+    let two = planned(&two).unwrap();
+    assert_eq!((two.sequences, two.context, two.batch_tokens), (2, 800 + 50, 320));
+    let fixed = Want { batch_tokens: Some(7), ..company(64, 4 << 30) };
+    assert_eq!(planned(&fixed).unwrap().batch_tokens, 7);
 }

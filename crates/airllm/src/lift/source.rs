@@ -3,7 +3,7 @@
 use super::TensorPlan;
 use super::catalog::MadeFile;
 use super::rows::Scratch;
-use airllm_format::{Error, FileSource, LayerSource, ReadMode, Result};
+use airllm_format::{Error, FileSource, LayerSource, ReadMethod, Result};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -36,9 +36,9 @@ impl LiftedSource {
     /// Opens the files `paths` of a checkpoint, and makes its vectors.
     ///
     /// # Errors
-    /// As [`FileSource::open`]; [`Error::Malformed`] for a vector with something that is no number.
-    pub(crate) fn open(paths: &[PathBuf], mode: ReadMode, made: Vec<MadeFile>) -> Result<LiftedSource> {
-        let files = FileSource::open(paths, mode)?;
+    /// As [`airllm_stream::open_files`]; [`Error::Malformed`] for a vector with something that is no number.
+    pub(crate) fn open(paths: &[PathBuf], method: ReadMethod, made: Vec<MadeFile>) -> Result<LiftedSource> {
+        let files = airllm_stream::open_files(paths, method)?;
         let mut scratch = Scratch::default();
         let mut tensor = |(offset, plan): (u64, TensorPlan)| -> Result<MadeTensor> {
             let mut kept = None;

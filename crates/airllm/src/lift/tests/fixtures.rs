@@ -82,8 +82,8 @@ fn prepared_rows_are_the_live_ones() {
         let prepared = Checkpoint::open(out.path(), None).unwrap();
         let (a, b) = (live.catalog(None).unwrap(), prepared.catalog(None).unwrap());
         assert_eq!(a.pass, b.pass);
-        let sources = [ReadMode::Direct, ReadMode::Buffered].map(|mode| live.open_source(mode).unwrap());
-        let shards = prepared.open_source(ReadMode::Buffered).unwrap();
+        let sources = [ReadMethod::Direct, ReadMethod::Buffered].map(|mode| live.open_source(mode).unwrap());
+        let shards = prepared.open_source(ReadMethod::Buffered).unwrap();
         for (unit, other) in a.units.iter().zip(&b.units) {
             assert_eq!((&unit.name, unit.tensors.len()), (&other.name, other.tensors.len()));
             for (tensor, stored) in unit.tensors.iter().zip(&other.tensors) {
@@ -108,7 +108,7 @@ fn made_files_answer_any_read() {
     let Some(dir) = fixture("gptq_sym_g128") else { return };
     let live = Checkpoint::open(&dir, None).unwrap();
     let catalog = live.catalog(None).unwrap();
-    let source = live.open_source(ReadMode::Buffered).unwrap();
+    let source = live.open_source(ReadMethod::Buffered).unwrap();
     let unit = &catalog.units[1];
     let file = unit.tensors[0].file;
     assert!(file >= live.files().len() && unit.tensors.iter().all(|t| t.file == file));

@@ -5,7 +5,7 @@ mod made_up;
 mod refusals;
 
 use super::*;
-use airllm_format::ReadMode;
+use airllm_format::ReadMethod;
 use airllm_model::arch::{Fold, Role};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
