@@ -4,8 +4,10 @@ use airllm::Size;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
+mod measure;
 mod values;
 
+pub use measure::{Bench, Plan, Probe, Sensitivity};
 pub use values::{BitWidth, Ids, Width};
 
 const EXIT_CODES: &str = "\
@@ -78,6 +80,14 @@ pub enum Command {
     Plan(Plan),
     /// List what there is to compute with, and why no GPU can be used where none can
     Devices,
+    /// Measure what this machine can do, and keep it for plans
+    ///
+    /// Takes about 15 seconds: how fast disks are read and by which way, how fast memory is, weights of each number format
+    /// are multiplied, and a GPU is reached. Kept as probe.toml in the program's folder; plans count with it as long as the
+    /// machine is the same. Without it every start looks for itself, for a moment.
+    Probe(Probe),
+    /// Measure how fast a model reads prompts and decodes, beside what its plan expects
+    Bench(Bench),
     /// Show how much the model suffers from fewer bits in each of its matrices
     ///
     /// Reads a calibration text once, in one pass over the weights, and measures for each matrix what rounding it does:
@@ -151,6 +161,11 @@ pub struct Weights {
     /// Take no more than so many tokens of the calibration text
     #[arg(long, value_name = "N", default_value_t = 32_768)]
     pub calibration_tokens: u32,
+    /// Folders for the model's shards instead of one in the cache. Over several, on several drives, the shards are spread
+    /// when they are written, in shares that are measured then; all of them are named to run the model, which need
+    /// not be named itself then
+    #[arg(long, value_name = "DIR1,DIR2", value_delimiter = ',')]
+    pub shards: Vec<PathBuf>,
     /// Never use the network
     #[arg(long)]
     pub offline: bool,
@@ -172,9 +187,11 @@ pub struct Adapters {
 #[derive(Debug, Args, Clone)]
 #[command(next_help_heading = "Model options")]
 pub struct KvCache {
-    /// How the key/value cache is stored: f32, as it was computed; f16, half of that; or q8, eight bits and a scale for
-    /// each 64 numbers of a head, about half of f16 for heads of 64 or 128 numbers. What is not f32 rounds
-    #[arg(long, value_name = "f32|f16|q8", default_value_t)]
+    /// How the key/value cache is stored: f32, as it was computed; f16, half of that; q8, eight bits and a scale for
+    /// each 64 numbers of a head, about half of f16 for heads of 64 or 128 numbers; or q4, four bits and a scale for each
+    /// 32 numbers, a seventh of f32, on the processor only. What is not f32 rounds: on the demo model q8 costs 0.00006 nats
+    /// a token and q4 0.012; `eval --kv` measures it
+    #[arg(long, value_name = "f32|f16|q8|q4", default_value_t)]
     pub kv: airllm::KvFormat,
 }
 
@@ -204,6 +221,11 @@ pub struct Tuning {
     /// Threads that read
     #[arg(long, value_name = "N")]
     pub readers: Option<usize>,
+    /// How files are read: past the page cache; so, with several requests in flight from one thread (io_uring); or through
+    /// the page cache, which is emptied behind. `auto` takes what is faster on these files; what the system refuses falls
+    /// back to what it does not
+    #[arg(long, value_name = "auto|direct|uring|buffered", default_value_t)]
+    pub read: airllm::ReadMethod,
     /// Tokens computed in one pass while a prompt is read
     #[arg(long, value_name = "N")]
     pub batch_tokens: Option<usize>,
@@ -236,6 +258,23 @@ pub struct Generate {
     /// Read the prompt from a file; "-" is standard input
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["prompts", "input_ids"])]
     pub file: Option<PathBuf>,
+    /// Continue all prompts of a file, as many side by side as are fastest: JSON lines {"prompt": TEXT},
+    /// {"messages": [{"role", "content"}, ...]} for the model's chat format, or {"input_ids": [...]}, with "id",
+    /// "max_new_tokens", "temperature", "seed" and "stop" where a line has its own. Each answer is a JSON line, written when
+    /// it ends: "id" (the line's number where it has none), "text", "tokens", "prompt_tokens", "finish_reason". All
+    /// lines are checked before anything is begun. "-" is standard input
+    #[arg(
+        id = "prompts_file", long = "prompts", value_name = "FILE",
+        conflicts_with_all = ["prompts", "input_ids", "file"]
+    )]
+    pub prompts_file: Option<PathBuf>,
+    /// With --prompts: add the answers to this file. Those that are there already are kept and not computed again, so that
+    /// the same command goes on where it was interrupted
+    #[arg(short, long, value_name = "FILE", requires = "prompts_file")]
+    pub out: Option<PathBuf>,
+    /// With --prompts: the most sequences side by side
+    #[arg(long, value_name = "N", requires = "prompts_file")]
+    pub active: Option<usize>,
     /// The prompt as token ids, to which nothing is added; once for each prompt
     #[arg(long, value_name = "1,2,3", conflicts_with = "prompts")]
     pub input_ids: Vec<Ids>,
@@ -313,25 +352,13 @@ pub struct Prepare {
     /// The model, instead of --model
     #[arg(value_name = "MODEL")]
     pub target: Option<String>,
-    /// Where to; the cache if not given
-    #[arg(short, long, value_name = "DIR")]
+    /// Where to, as --shards; the cache if not given
+    #[arg(short, long, value_name = "DIR", conflicts_with = "shards")]
     pub out: Option<PathBuf>,
     /// Delete the checkpoint's weights when the shards are written and verified. Without --out the shards
     /// then take their place in the checkpoint's own folder
     #[arg(long)]
     pub delete_original: bool,
-    #[command(flatten)]
-    pub weights: Weights,
-}
-
-#[derive(Debug, Args)]
-pub struct Sensitivity {
-    /// The model, instead of --model
-    #[arg(value_name = "MODEL")]
-    pub target: Option<String>,
-    /// Also draw a heat map of layers and matrices
-    #[arg(long, value_name = "FILE")]
-    pub svg: Option<PathBuf>,
     #[command(flatten)]
     pub weights: Weights,
 }
@@ -347,18 +374,6 @@ pub struct Inspect {
     /// List every tensor
     #[arg(long)]
     pub tensors: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct Plan {
-    /// The model, instead of --model
-    #[arg(value_name = "MODEL")]
-    pub target: Option<String>,
-    /// Tokens of context to make room for
-    #[arg(long, value_name = "TOKENS")]
-    pub context: Option<usize>,
-    #[command(flatten)]
-    pub running: Running,
 }
 
 #[derive(Debug, Args)]

@@ -3,17 +3,17 @@
 use crate::args::{Common, Generate, Ids, Sampling};
 use crate::exit::{Failure, Result, usage};
 use crate::progress::Bars;
-use crate::{input, model, output};
+use crate::{input, model, output, prompts};
 use airllm::{
     Answer, AutoModel, Builder, Cancel, ChatFormat, Checkpoint, FinishReason, Generate as Run, Generation,
-    Message, Physics, Timings,
+    Message, Physics, Prompt, Timings,
 };
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
 
 /// The most new tokens, unless said otherwise.
-const MAX_NEW_TOKENS: usize = 128;
+pub const MAX_NEW_TOKENS: usize = 128;
 
 /// One answer, as `--json` shows it.
 #[derive(Serialize)]
@@ -44,35 +44,52 @@ struct ManyObject<'a> {
 }
 
 pub fn run(common: &Common, args: &Generate, cancel: &Cancel) -> Result<()> {
+    if let Some(file) = &args.prompts_file {
+        return prompts::run(common, args, file, cancel);
+    }
     let mut options = options(&args.sampling, MAX_NEW_TOKENS);
     options.validate()?;
     let bars = Arc::new(Bars::new());
-    let mut builder = model::builder(common, cancel, &bars);
-    builder = model::running(builder, &args.running)?;
-    builder = builder.timeline(args.timeline || args.trace.is_some());
-    if let Some(context) = args.context {
-        builder = builder.context(context);
-    }
+    let builder = builder(common, args, cancel, &bars)?;
     let checkpoint = model::find(&builder, common, None)?;
     let chat = if args.chat { Some(checkpoint.chat()?) } else { None };
     if let Some(chat) = &chat {
         options = options.stop_ids(chat.stops());
     }
-    let prompts = prompts(args, &checkpoint, chat.as_ref())?;
+    let prompts: Vec<Prompt> = ids(args, &checkpoint, chat.as_ref())?
+        .into_iter()
+        .map(|ids| Prompt::new(ids, options.clone()))
+        .collect();
     let model = load(builder, &checkpoint, &prompts, &options)?;
     bars.clear();
 
-    let mut run = model.generate_ids(prompts, &options)?;
+    let mut run = model.answer(prompts)?;
     let many = run.answers().len() > 1;
     let shown = show(&mut run, common.json, many);
+    traces(args, &run)?;
+    shown?;
+    end(&run, &model, common.json, many)
+}
+
+/// What the options ask of the library.
+pub fn builder(common: &Common, args: &Generate, cancel: &Cancel, bars: &Arc<Bars>) -> Result<Builder> {
+    let builder = model::running(model::builder(common, cancel, bars), &args.running)?;
+    let builder = builder.timeline(args.timeline || args.trace.is_some());
+    Ok(match args.context {
+        Some(context) => builder.context(context),
+        None => builder,
+    })
+}
+
+/// Shows who was busy when, as far as that was asked for.
+pub fn traces(args: &Generate, run: &Run<'_>) -> Result<()> {
     if args.timeline {
         output::note(run.gantt(72).trim_end());
     }
-    if let Some(path) = &args.trace {
-        write_trace(path, &run)?;
+    match &args.trace {
+        Some(path) => write_trace(path, run),
+        None => Ok(()),
     }
-    shown?;
-    end(&run, &model, common.json, many)
 }
 
 /// Streams text while it comes: of one answer piece by piece, of several each when it is whole.
@@ -150,7 +167,7 @@ pub fn options(args: &Sampling, most: usize) -> Generation {
 }
 
 /// The token ids of every prompt, wherever the prompts come from.
-fn prompts(args: &Generate, checkpoint: &Checkpoint, chat: Option<&ChatFormat>) -> Result<Vec<Vec<u32>>> {
+fn ids(args: &Generate, checkpoint: &Checkpoint, chat: Option<&ChatFormat>) -> Result<Vec<Vec<u32>>> {
     if !args.input_ids.is_empty() {
         return Ok(args.input_ids.iter().map(|Ids(ids)| ids.clone()).collect());
     }
@@ -169,24 +186,22 @@ fn prompts(args: &Generate, checkpoint: &Checkpoint, chat: Option<&ChatFormat>) 
     texts.iter().map(encode).collect()
 }
 
-/// Makes room for exactly what these prompts and their answers need, and loads.
+/// Makes room for what these prompts and their answers need, and loads.
 fn load(
     builder: Builder,
     checkpoint: &Checkpoint,
-    prompts: &[Vec<u32>],
+    prompts: &[Prompt],
     options: &Generation,
 ) -> Result<AutoModel> {
-    if prompts.iter().any(Vec::is_empty) {
+    let lengths = || prompts.iter().map(|prompt| prompt.ids.len());
+    if lengths().any(|tokens| tokens == 0) {
         return Err(usage("the prompt is empty: it has no tokens to continue"));
     }
-    let limit = builder.limit(checkpoint).unwrap_or(usize::MAX);
-    let need = |prompt: &Vec<u32>| prompt.len().saturating_add(options.max_new_tokens).min(limit);
-    if let Some(prompt) = prompts.iter().find(|p| p.len() + options.max_new_tokens.min(1) > limit) {
-        let (prompt, new) = (prompt.len(), options.max_new_tokens);
+    let (new, limit) = (options.max_new_tokens, builder.limit(checkpoint).unwrap_or(usize::MAX));
+    if let Some(prompt) = lengths().find(|tokens| tokens.saturating_add(new.min(1)) > limit) {
         return Err(airllm::Error::Context { prompt, new, context: limit }.into());
     }
-    let cache: usize = prompts.iter().map(need).sum();
-    Ok(builder.max_batch(prompts.len()).cache_tokens(cache).load(checkpoint)?)
+    Ok(builder.answering(prompts).load(checkpoint)?)
 }
 
 fn write_trace(path: &Path, run: &Run<'_>) -> Result<()> {

@@ -1,9 +1,10 @@
-//! The `airllm` command: generate, chat, prepare, merge, inspect, plan, devices, sensitivity, logits, eval, tokenize, cache.
+//! The `airllm` command: generate, chat, prepare, merge, inspect, plan, devices, probe, bench, sensitivity, logits, eval, tokenize, cache.
 //!
 //! Standard output carries only results; progress and the closing physics line go to standard error.
 //! Everything a command does is done by the `airllm` library; here are arguments, bars and tables.
 
 mod args;
+mod bench;
 mod cache;
 mod chat;
 mod compare;
@@ -21,7 +22,9 @@ mod model;
 mod output;
 mod plan;
 mod prepare;
+mod probe;
 mod progress;
+mod prompts;
 mod sensitivity;
 mod signal;
 mod tokenize;
@@ -43,6 +46,8 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(common, args, &cancel),
         Command::Plan(args) => plan::run(common, args, &cancel),
         Command::Devices => devices::run(common),
+        Command::Bench(args) => bench::run(common, args, &cancel),
+        Command::Probe(args) => probe::run(common, args, &cancel),
         Command::Sensitivity(args) => sensitivity::run(common, args, &cancel),
         Command::Logits(args) => logits::run(common, args, &cancel),
         Command::Eval(args) => eval::run(common, args, &cancel),

@@ -41,6 +41,9 @@ pub fn weights(mut builder: Builder, args: &Weights) -> Result<Builder> {
         None => {}
     }
     builder = builder.calibration_tokens(args.calibration_tokens as usize);
+    if !args.shards.is_empty() {
+        builder = builder.shards_over(&args.shards);
+    }
     if let Some(revision) = &args.revision {
         builder = builder.revision(revision);
     }
@@ -69,6 +72,7 @@ pub fn tuning(mut builder: Builder, args: &Tuning) -> Builder {
     if let Some(readers) = args.readers {
         builder = builder.readers(readers);
     }
+    builder = builder.read(args.read);
     if let Some(tokens) = args.batch_tokens {
         builder = builder.batch_tokens(tokens);
     }
@@ -79,7 +83,11 @@ pub fn tuning(mut builder: Builder, args: &Tuning) -> Builder {
 pub fn find(builder: &Builder, common: &Common, target: Option<&str>) -> Result<Checkpoint> {
     let model = match (target, common.model.as_deref()) {
         (Some(_), Some(_)) => return Err(usage("the model is named twice: by --model and by an argument")),
-        (target, option) => target.or(option).unwrap_or("demo"),
+        (None, None) => match builder.find_shards()? {
+            Some(checkpoint) => return Ok(checkpoint),
+            None => "demo",
+        },
+        (Some(model), None) | (None, Some(model)) => model,
     };
     open(builder, model)
 }

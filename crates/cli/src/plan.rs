@@ -4,7 +4,7 @@ use crate::args::{Common, Plan};
 use crate::exit::Result;
 use crate::progress::Bars;
 use crate::{model, output};
-use airllm::{Cancel, Forecast, Size};
+use airllm::{Cancel, Forecast, LaneTime, Size};
 use std::sync::Arc;
 
 pub fn run(common: &Common, args: &Plan, cancel: &Cancel) -> Result<()> {
@@ -21,6 +21,7 @@ pub fn run(common: &Common, args: &Plan, cancel: &Cancel) -> Result<()> {
         let mut object = serde_json::to_value(&forecast)?;
         object["model"] = checkpoint.name().into();
         object["tokens_per_s"] = forecast.tokens_per_s().into();
+        object["prompt_tokens_per_s"] = forecast.prompt_tokens_per_s().into();
         return output::json(&object);
     }
     output::text(&units(&forecast))?;
@@ -156,11 +157,16 @@ fn speed(forecast: &Forecast) -> Lines {
         measured += &format!(", copy {}/s, GPU {}/s", Size(gpu.upload as u64), Size(gpu.memory as u64));
     }
     let mut lines = vec![("per token", per_token), ("measured", measured)];
-    if forecast.device.is_gpu() {
-        let lanes = plan.lanes.iter().map(|it| format!("{} {:.4} s", it.lane, it.seconds));
-        lines.push(("lanes", lanes.collect::<Vec<_>>().join(", ")));
-    }
+    let lanes = |lanes: &[LaneTime]| {
+        lanes.iter().map(|it| format!("{} {:.4} s", it.lane, it.seconds)).collect::<Vec<_>>().join(", ")
+    };
+    lines.push(("lanes", lanes(&plan.lanes)));
     let expected = format!("{:.3} tokens/s, bottleneck {}", forecast.tokens_per_s(), plan.bottleneck);
+    lines.push(("expected", expected));
+    let prompt = &plan.prompt;
+    lines.push(("per prompt", format!("passes of {} tokens: {}", prompt.tokens, lanes(&prompt.lanes))));
+    let expected =
+        format!("{:.1} tokens/s, bottleneck {}", forecast.prompt_tokens_per_s(), prompt.bottleneck);
     lines.push(("expected", expected));
     if forecast.repacked > 0 {
         let line = format!(

@@ -22,6 +22,7 @@ pub fn run(common: &Common, args: &Prepare, cancel: &Cancel) -> Result<()> {
             )));
         }
         (Some(out), _) => builder = builder.shards(out),
+        (None, _) if !args.weights.shards.is_empty() => {}
         (None, Form::Published(_)) if args.delete_original && checkpoint.id().is_some() => {
             return Err(usage(
                 "--delete-original of a downloaded model needs --out: name a folder for its shards",

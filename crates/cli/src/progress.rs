@@ -1,16 +1,23 @@
 //! Bars on standard error, where that is a terminal.
 
-use airllm::{Evaluating, Progress, Size, Stage};
+use airllm::{Answering, Evaluating, Progress, Size, Stage};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// Shows the progress of downloads, preparations and evaluations. Without a terminal nothing is drawn; the end of a
+/// What a bar shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Stage(Stage),
+    Evaluating,
+    Answering,
+}
+
+/// Shows the progress of downloads, preparations, evaluations and of many answers. Without a terminal nothing is drawn; the end of a
 /// long stage is logged at -v.
 pub struct Bars {
-    /// What is shown; no stage where a text is evaluated.
-    shown: Mutex<Option<(Option<Stage>, ProgressBar)>>,
+    shown: Mutex<Option<(Work, ProgressBar)>>,
     terminal: bool,
 }
 
@@ -30,7 +37,7 @@ impl Bars {
         }
         let left = progress.left().map(|left| format!(", {} left", time(left))).unwrap_or_default();
         let message = format!("{}/s{left} ({})", Size(progress.rate() as u64), progress.item);
-        self.draw(Some(progress.stage), progress.done, progress.total, message);
+        self.draw(Work::Stage(progress.stage), progress.done, progress.total, message);
     }
 
     /// Draws how far an evaluation has come. Without a terminal each pass is logged at -v.
@@ -40,19 +47,30 @@ impl Bars {
         let perplexity = now.perplexity.map_or_else(soon, |perplexity| format!("perplexity {perplexity:.4}"));
         let message = format!("{} of {} windows{left}, {perplexity}", now.windows, now.of_windows);
         if self.terminal {
-            self.draw(None, now.read as u64, now.of_read as u64, message);
+            self.draw(Work::Evaluating, now.read as u64, now.of_read as u64, message);
         } else {
             tracing::info!("{message}");
         }
     }
 
-    fn draw(&self, stage: Option<Stage>, done: u64, total: u64, message: String) {
+    /// Draws how many answers have ended. Without a terminal each end is logged at -v.
+    pub fn answering(&self, now: &Answering, ended: bool) {
+        let left = now.left().map(|left| format!(", {} left", time(left))).unwrap_or_default();
+        let message = format!("{} at once, {:.2} tokens/s{left}", now.active, now.rate());
+        if self.terminal {
+            self.draw(Work::Answering, now.done as u64, now.of as u64, message);
+        } else if ended {
+            tracing::info!("{} of {} answers, {message}", now.done, now.of);
+        }
+    }
+
+    fn draw(&self, work: Work, done: u64, total: u64, message: String) {
         let Ok(mut shown) = self.shown.lock() else { return };
-        if shown.as_ref().is_none_or(|(old, _)| *old != stage) {
+        if shown.as_ref().is_none_or(|(old, _)| *old != work) {
             if let Some((_, old)) = shown.take() {
                 old.finish_and_clear();
             }
-            *shown = Some((stage, bar(stage)));
+            *shown = Some((work, bar(work)));
         }
         let Some((_, bar)) = shown.as_ref() else { return };
         bar.set_length(total);
@@ -73,17 +91,22 @@ impl Bars {
     }
 }
 
-fn bar(stage: Option<Stage>) -> ProgressBar {
+fn bar(work: Work) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    let template = match stage {
-        None => "{prefix} [{bar:30}] {pos}/{len} tokens, {msg}",
-        Some(Stage::Wait) => "{prefix} {spinner}",
-        Some(_) => "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {msg}",
+    let template = match work {
+        Work::Evaluating => "{prefix} [{bar:30}] {pos}/{len} tokens, {msg}",
+        Work::Answering => "{prefix} [{bar:30}] {pos}/{len}, {msg}",
+        Work::Stage(Stage::Wait) => "{prefix} {spinner}",
+        Work::Stage(_) => "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {msg}",
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
-    bar.set_prefix(stage.map_or("evaluating".to_owned(), |stage| stage.to_string()));
+    bar.set_prefix(match work {
+        Work::Evaluating => "evaluating".to_owned(),
+        Work::Answering => "answering".to_owned(),
+        Work::Stage(stage) => stage.to_string(),
+    });
     bar
 }
 

@@ -60,7 +60,7 @@ fn a_conversation() {
     // Standard output is the answers, a line after each; the physics are on standard error.
     let answers: String = [2, 4, 6].map(|i| format!("{}\n", said[i].1.as_str().unwrap())).concat();
     assert_eq!(stdout(&output), answers);
-    assert_eq!(stderr(&output).matches("tokens/s").count(), 3, "{}", stderr(&output));
+    assert_eq!(stderr(&output).matches("| bottleneck ").count(), 3, "{}", stderr(&output));
 
     // The conversation goes on as if it had not been interrupted, and the prompt is what `tokenize` says.
     let more = [("system", "Be brief."), ("user", "The moon")].map(|(r, c)| json!({"role": r, "content": c}));

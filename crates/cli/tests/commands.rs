@@ -71,6 +71,11 @@ fn seeds_and_stops() {
     assert_ne!(ids(&hot), ids(&["--temperature", "1.5", "--seed", "8"]));
     assert_eq!(ids(&["--temperature", "1.5", "--top-k", "1"]), ids(&[]));
     assert_eq!(ids(&["--ram", "5MB", "--readers", "3", "--stripe", "16KiB"]), ids(&[]));
+    for method in ["auto", "direct", "uring", "buffered"] {
+        assert_eq!(ids(&["--ram", "5MB", "--read", method]), ids(&[]), "read by {method}");
+    }
+    let output = place.run(&["generate", "-m", &model, "--read", "mmap", "x"]);
+    assert_eq!(output.status.code(), Some(2));
 }
 
 #[test]
@@ -174,7 +179,7 @@ fn caches_of_fewer_bits() {
     let exact = said("f32");
     assert!(exact.as_str().is_some_and(|text| !text.is_empty()), "{exact}");
     assert_eq!((said("f16"), said("q8")), (exact.clone(), exact));
-    place.refused(&["generate", "x", "--kv", "q4"], 2, &["f32, f16 or q8, not \"q4\""]);
+    place.refused(&["generate", "x", "--kv", "q3"], 2, &["f32, f16, q8 or q4, not \"q3\""]);
 }
 
 #[test]
