@@ -2,7 +2,7 @@
 //! threads read and compute, and whatever goes wrong on the way, the logits are the same bits.
 
 use airllm::{AutoModel, Bits, Checkpoint, Generation};
-use airllm_format::{FaultSource, LayerSource, ReadMode};
+use airllm_format::{FaultSource, LayerSource, ReadMethod};
 use airllm_kernels::Cpu;
 use airllm_model::{KvFormat, Model, Span, Want, bind};
 use airllm_stream::{ExpertCache, OnDevice, Options, Pipeline, Timeline};
@@ -59,7 +59,7 @@ struct Layout {
     readers: usize,
     threads: usize,
     tokens_per_pass: usize,
-    direct: bool,
+    read: ReadMethod,
     fail: Vec<u64>,
     short_reads: Option<u64>,
     delay: u64,
@@ -67,7 +67,7 @@ struct Layout {
 
 fn layout() -> impl Strategy<Value = Layout> {
     let stream = (prop::collection::vec(any::<bool>(), 6), 1usize..5, 2usize..12, 1usize..5);
-    let compute = (1usize..4, 1usize..14, any::<bool>(), 2usize..20);
+    let compute = (1usize..4, 1usize..14, prop::sample::select(&ReadMethod::ALL[..]), 2usize..20);
     let faults = (prop::collection::btree_set(0u64..60, 0..4), prop::option::of(any::<u64>()), 0u64..4);
     (stream, compute, faults).prop_map(|(stream, compute, faults)| Layout {
         pinned: stream.0,
@@ -77,7 +77,7 @@ fn layout() -> impl Strategy<Value = Layout> {
         readers: stream.3,
         threads: compute.0,
         tokens_per_pass: compute.1,
-        direct: compute.2,
+        read: compute.2,
         // Never three neighbours: a read is tried three times.
         fail: faults.0.into_iter().map(|n| n * 3).collect(),
         short_reads: faults.1,
@@ -87,8 +87,7 @@ fn layout() -> impl Strategy<Value = Layout> {
 
 /// Logits of all prompts, in pieces of at most `tokens_per_pass`, then of a few decoded tokens; as bits.
 fn run(model: &Made, layout: &Layout) -> Vec<Vec<u32>> {
-    let mode = if layout.direct { ReadMode::Direct } else { ReadMode::Buffered };
-    let mut source = FaultSource::new(model.checkpoint.open_source(mode).unwrap());
+    let mut source = FaultSource::new(model.checkpoint.open_source(layout.read).unwrap());
     source = layout.fail.iter().fold(source, |source, &n| source.fail_read(n));
     if let Some(seed) = layout.short_reads {
         source = source.short_reads(seed);
@@ -164,7 +163,7 @@ fn simple() -> Layout {
         readers: 1,
         threads: 1,
         tokens_per_pass: 64,
-        direct: false,
+        read: ReadMethod::Buffered,
         fail: vec![],
         short_reads: None,
         delay: 0,

@@ -1,15 +1,10 @@
-//! Every reference fixture through the facade on a CUDA device: logits, and what greedy decoding makes of them. On the
-//! stand-in for the driver, where that takes many minutes, one prompt of a few fixtures, weights of 4 bits among them.
+//! Every reference fixture through the facade on a CUDA device: logits, within what the fixtures' own table accepts, and what
+//! greedy decoding makes of them. On the stand-in for the driver, which takes a second for each, one prompt of each.
 
 use airllm::{AutoModel, Checkpoint, Device, Generation};
 use airllm_tests::gpu;
 use airllm_tests::shared::{self, FIXTURES, Fixture};
 use safetensors::{Dtype, SafeTensors};
-
-/// What weights in few bits add to the accepted difference: matrix units take them, and a prompt's tokens, rounded to halves
-/// (`conformance::prompt_bound`). Measured: 0.0065 (GPTQ), 0.0081 (AWQ) where the reference itself is within 0.0002; the ids that
-/// greedy decoding chooses are the same.
-const ROUNDED: f32 = 1.2e-2;
 
 #[test]
 fn every_fixture() {
@@ -18,17 +13,16 @@ fn every_fixture() {
     drop(device);
     let Some(shared) = shared::dir() else { return };
     let home = tempfile::tempdir().unwrap();
-    let builder = AutoModel::builder().home(home.path()).device(Device::Cuda(0)).threads(2).context(256);
+    let mut builder = AutoModel::builder().home(home.path()).device(Device::Cuda(0)).threads(2).context(256);
+    if standin {
+        // What the rates of the lanes are measured with is a part of this, and takes longer than these models.
+        builder = builder.vram(64 << 20);
+    }
     let mut wrong = Vec::new();
     for Fixture { name, logits: accept, .. } in FIXTURES.iter().copied() {
-        if standin && !["llama_bias", "gptq_sym_g128", "awq_gemm"].contains(&name) {
-            continue;
-        }
         let dir = shared.join("fixtures").join(name);
         let golden = std::fs::read(dir.join("golden.safetensors")).unwrap();
         let golden = SafeTensors::deserialize(&golden).unwrap();
-        let quantised = ["gptq", "awq", "bnb"].iter().any(|kind| name.starts_with(kind));
-        let accept = if quantised { accept + ROUNDED } else { accept };
         let checkpoint = Checkpoint::open(&dir, None).unwrap();
         let model = builder.clone().load(&checkpoint).unwrap();
         for prompt in (0..if standin { 1 } else { 3 }).map(|p| format!("p{p}")) {
