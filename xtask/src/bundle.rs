@@ -5,12 +5,13 @@
 
 use crate::{build_kernels, read, succeed};
 use airllm_tests::program::cargo;
+use airllm_tests::shared::FIXTURES;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Bytes that the folder may have.
+/// Bytes that the folder may have, without the program that may be asked for.
 const MOST_BYTES: u64 = 60_000_000;
 const RUN: &str = include_str!("bundle/run.sh");
 /// Programs, and how cargo is asked for them. With `airllm-kernels`, whose feature they may be built with. Each has all
@@ -22,6 +23,9 @@ const PROGRAMS: [(&str, &str); 2] = [
 
 /// The program that people use, where it is asked for.
 const AIRLLM: (&str, &str) = ("build --package airllm-kernels --package airllm-cli --bin airllm", "airllm");
+
+/// Features of a bundle for the stand-in: those of the tests, so that the kernels on the host are compiled once.
+const STANDIN: [&str; 2] = ["--features", "airllm-kernels/emu,airllm-kernels/standin"];
 
 /// Where to, and for what.
 #[derive(clap::Args)]
@@ -60,7 +64,7 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
     write(&out.join("run.sh"), RUN.as_bytes())?;
     executable_mode(&out.join("run.sh"))?;
     for (command, name) in PROGRAMS.into_iter().chain(args.airllm.then_some(AIRLLM)) {
-        let features: &[&str] = if args.standin { &["--features", "airllm-kernels/standin"] } else { &[] };
+        let features: &[&str] = if args.standin { &STANDIN } else { &[] };
         let messages = messages(command, features, &args.profile)?;
         let program = messages.iter().rev().find_map(|message| executable(message, name));
         let program = program.with_context(|| format!("cargo {command} says nothing of {name}"))?;
@@ -87,7 +91,13 @@ pub fn run(root: &Path, args: &Args) -> Result<()> {
     let bytes = size(&out)?;
     let megabytes = bytes as f64 / 1e6;
     println!("{}: {megabytes:.1} MB, {fixtures} checkpoints; run.sh runs it", out.display());
-    ensure!(bytes <= MOST_BYTES, "{megabytes:.1} MB are more than {} MB", MOST_BYTES / 1_000_000);
+    let program = if args.airllm { size_of_file(&out.join("bin").join(AIRLLM.1))? } else { 0 };
+    // What is built for a trial is no smaller than it has to be.
+    ensure!(
+        bytes - program <= MOST_BYTES || args.profile == "dev",
+        "{megabytes:.1} MB are more than {} MB",
+        MOST_BYTES / 1_000_000
+    );
     Ok(())
 }
 
@@ -115,11 +125,19 @@ fn executable<'a>(message: &'a Value, name: &str) -> Option<&'a str> {
     (message["target"]["name"] == name).then(|| message["executable"].as_str())?
 }
 
-/// The libraries of the stand-in: the folder that its build script wrote to has them.
+/// The library of the stand-in.
 fn standin(to: &Path, profile: &str) -> Result<()> {
     make(to)?;
-    let messages =
-        messages("build --package airllm-standin", &["--features", "airllm-standin/emu"], profile)?;
+    copy(&standin_folder(profile)?.join("libcuda.so"), &to.join("libcuda.so.1"))?;
+    let _ = Command::new("strip").arg("--strip-debug").arg(to.join("libcuda.so.1")).status();
+    Ok(())
+}
+
+/// The folder that has the libraries of the stand-in, which its build script writes to: built if it is not there.
+pub fn standin_folder(profile: &str) -> Result<PathBuf> {
+    // The same features as in the tests, so that the kernels are compiled once.
+    let features = ["--features", "airllm-standin/emu,airllm-kernels/standin"];
+    let messages = messages("build --package airllm-standin --package airllm-kernels", &features, profile)?;
     let folder = messages.iter().find_map(|message| {
         let ours = message["reason"] == "build-script-executed"
             && message["package_id"]
@@ -127,17 +145,17 @@ fn standin(to: &Path, profile: &str) -> Result<()> {
                 .is_some_and(|id| id.contains("airllm-standin") || id.contains("tests/standin"));
         if ours { message["out_dir"].as_str() } else { None }
     });
-    let folder = Path::new(folder.context("cargo says nothing of the build of airllm-standin")?);
-    copy(&folder.join("libcuda.so"), &to.join("libcuda.so.1"))?;
-    let _ = Command::new("strip").arg("--strip-debug").arg(to.join("libcuda.so.1")).status();
-    Ok(())
+    Ok(folder.context("cargo says nothing of the build of airllm-standin")?.into())
 }
 
-/// The checkpoints that `tests/cuda/models.rs` names: those of the repository, and those beside it where they are.
+/// The checkpoints that the tests read: those of the repository that `tests/cuda/models.rs` names, and all of [`FIXTURES`] beside it where
+/// they are.
 fn fixtures(root: &Path, out: &Path) -> Result<usize> {
     let tests = read(&root.join("tests/tests/cuda/models.rs"))?;
-    let named =
-        |name: &str| tests.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == name);
+    let named = |name: &str| {
+        FIXTURES.iter().any(|fixture| fixture.name == name)
+            || tests.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == name)
+    };
     let mut count = 0;
     for (from, to) in [
         (root.join("crates/model/tests/data"), out.join("repository/crates/model/tests/data")),
@@ -231,7 +249,7 @@ mod tests {
             make(root.join(name).parent().unwrap()).unwrap();
             write(&root.join(name), text.as_bytes()).unwrap();
         };
-        file("tests/tests/cuda/models.rs", "check(&tiny(\"tiny_one\")); goldens! { qwen2: x; }");
+        file("tests/tests/cuda/models.rs", "check(&tiny(\"tiny_one\"));");
         file("crates/model/tests/data/tiny_one/config.json", "{}");
         file("crates/model/tests/data/tiny_two/config.json", "{}");
         file("../shared/fixtures/qwen2/inner/golden.safetensors", "1234");

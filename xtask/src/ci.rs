@@ -1,6 +1,6 @@
 //! `cargo xtask ci`: every check of the repository, one after the other.
 
-use crate::{codegen, tidy};
+use crate::{bundle, codegen, tidy};
 use airllm_tests::program::cargo;
 use anyhow::{Context, Result, ensure};
 use std::io::Write;
@@ -15,8 +15,13 @@ pub fn run(root: &Path, no_tests: bool, sanitize: bool) -> Result<()> {
         Step::cargo("clippy", "clippy --workspace --all-targets -- -D warnings", &[]),
         Step { name: "tidy", run: Box::new(tidy::run) },
         Step::cargo("docs", "doc --workspace --no-deps --lib", &[("RUSTDOCFLAGS", "-D warnings")]),
-        // Loom exchanges the ring's locks for its own and explores every interleaving.
-        Step::cargo("loom", "test --package airllm-stream --lib --features loom", &[]),
+        // Loom exchanges the locks of the ring and of the processor's threads for its own and explores every interleaving.
+        Step::cargo("loom, ring", "test --package airllm-stream --lib --features loom", &[]),
+        Step::cargo(
+            "loom, threads",
+            "test --package airllm-kernels --lib --features loom interleavings",
+            &[],
+        ),
         // Not among the default members, so a plain `cargo test` leaves them out.
         Step::cargo("tests of chores", "test --package xtask --package airllm-benches", &[]),
         Step { name: "structures of kernels", run: Box::new(codegen::ci) },
@@ -26,9 +31,11 @@ pub fn run(root: &Path, no_tests: bool, sanitize: bool) -> Result<()> {
         steps.push(Step::cargo("tests", "test", &[]));
     }
     if sanitize {
+        // In one order of threads: which memory a kernel touches does not depend on it.
         steps.push(Step::cargo(
             "kernels under sanitizers",
-            "test --package airllm-tests --features emu --test emu --test emu_model",
+            "test --package airllm-kernels --package airllm-tests --features airllm-kernels/emu,airllm-tests/emu --lib \
+             --test emu --test emu_model -- --skip reverse:: --skip random::",
             &[("AIRLLM_EMU_SANITIZE", "1"), ("ASAN_OPTIONS", "detect_leaks=0")],
         ));
     }
@@ -62,7 +69,6 @@ fn emu() -> Result<()> {
         // One set of features for all of them, so that the kernels are compiled once.
         "clippy --package airllm-kernels --package airllm-standin --package airllm-tests --features \
          airllm-kernels/emu,airllm-kernels/standin,airllm-standin/emu,airllm-tests/standin --all-targets -- -D warnings",
-        "test --package airllm-kernels --features emu,standin --lib",
         "test --package airllm-standin --features emu,airllm-kernels/standin",
         "test --package airllm-tests --features standin --test emu --test emu_model --test cuda \
          --test cuda_order --test cuda_run",
@@ -70,6 +76,16 @@ fn emu() -> Result<()> {
         let status = cargo().args(args.split_whitespace()).status().context("starting cargo")?;
         ensure!(status.success(), "cargo {args}: {status}");
     }
+    // Their own tests, and those of the device with the stand-in for its driver: cargo gives its folder to the tests of packages that
+    // depend on it alone.
+    const OWN: &str = "test --package airllm-kernels --features emu,standin --lib";
+    let mut folders = vec![bundle::standin_folder("dev")?];
+    folders.extend(std::env::var_os("LD_LIBRARY_PATH").iter().flat_map(std::env::split_paths));
+    let path = std::env::join_paths(folders).context("the folder of the stand-in")?;
+    let mut command = cargo();
+    let status =
+        command.args(OWN.split(' ')).env("LD_LIBRARY_PATH", path).status().context("starting cargo")?;
+    ensure!(status.success(), "cargo {OWN}: {status}");
     Ok(())
 }
 

@@ -78,7 +78,7 @@ step() {
 step devices 60 ./bin/gpu-bench devices
 cat "$out/devices.log"
 step conformance "$limit" ./bin/cuda verbs:: --test-threads=1
-step goldens "$limit" ./bin/cuda models:: --test-threads=1
+step goldens "$limit" ./bin/cuda models:: goldens:: --test-threads=1
 
 sanitizer=
 for candidate in compute-sanitizer "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer"; do

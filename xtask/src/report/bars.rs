@@ -123,7 +123,7 @@ const BARS: [Bar; 9] = [
     Bar {
         work: "the original (`airllm` 4.0) on the same 7B checkpoint and GPU",
         bar: "ratio reported, 16-bit and 4-bit",
-        command: "by hand: `cargo xtask random-model --shape 7b`, then both programs",
+        command: "`benches/compare/compare.py --name original original CHECKPOINT --device cuda:0 --vram 4GB --bits 16 4 …`",
         result: "original",
         checks: &[told("16-bit", Number::Ratio), told("4-bit", Number::Ratio)],
     },

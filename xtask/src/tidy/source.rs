@@ -18,10 +18,13 @@ const SAFE: [&str; 5] = ["airllm-format", "airllm-quant", "airllm-text", "airllm
 /// Beginnings of the paths where `unsafe` may stand.
 const UNSAFE: &[&str] = &[
     "crates/kernels/src/cpu/simd",
+    // Threads that borrow from their caller.
+    "crates/kernels/src/cpu/pool",
     "crates/kernels/src/cuda",
     "crates/kernels/src/emu",
     "crates/kernels/src/launch",
     "crates/stream/src/arena",
+    "crates/stream/src/uring.rs",
     // Declare what callers of `Memory` must promise, or need none of it.
     "crates/kernels/src/memory.rs",
     "crates/kernels/src/trace.rs",
