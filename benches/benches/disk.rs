@@ -1,15 +1,16 @@
-//! `cargo bench --bench disk [-- --file FILE] [--json FILE]`: source -> ring against every raw way of
-//! reading the same file, in GB/s.
+//! `cargo bench --bench disk [-- --file FILE] [--slot MIB] [--json FILE]`: source -> ring by every method against every raw
+//! way of reading the same file, in GB/s, and what the engine's own probe says beforehand.
 //!
 //! All methods take turns, several rounds, each on a file dropped from the page cache before, because
 //! disks drift more between minutes than methods differ. Printed and written: medians, and the ratio to
 //! the best raw method. Not criterion: it finishes one method before it begins the next.
 
 use airllm_benches::{Row, best, median, report};
-use airllm_format::{FileSource, NumFormat, ReadMode};
+use airllm_format::{NumFormat, ReadMethod};
 use airllm_kernels::Cpu;
 use airllm_stream::{
-    Catalog, Error, ExpertCache, OnDevice, Options, Pipeline, Tensor, TensorId, Timeline, Unit,
+    Catalog, Error, ExpertCache, OnDevice, Options, Pipeline, Tensor, TensorId, Timeline, Unit, open_files,
+    probe_reads,
 };
 use memmap2::{Advice, Mmap, MmapMut, UncheckedAdvice};
 use rustix::fs::{Mode, OFlags};
@@ -36,6 +37,12 @@ fn main() {
         std::fs::metadata(&path).expect("the file to read is there").len() / BLOCK as u64 * BLOCK as u64;
     assert!(bytes > 0, "{} is smaller than one block of 16 MiB", path.display());
 
+    let slot = value("--slot").and_then(|mib| mib.parse::<usize>().ok()).map_or(BLOCK, |mib| mib << 20);
+    let raw_methods = 7;
+    let room = std::time::Duration::from_secs(5);
+    let probed = probe_reads(path.parent().unwrap_or(Path::new(".")), std::slice::from_ref(&path), room);
+    let probed = probed.expect("the file can be read");
+
     let methods: Vec<(&str, Method)> = vec![
         ("O_DIRECT, 1 thread, huge pages", Box::new(|p, n| direct(p, n, 1, true))),
         ("O_DIRECT, 2 threads, huge pages", Box::new(|p, n| direct(p, n, 2, true))),
@@ -44,7 +51,9 @@ fn main() {
         ("buffered, 1 thread", Box::new(|p, n| buffered(p, n, 1))),
         ("buffered, 2 threads", Box::new(|p, n| buffered(p, n, 2))),
         ("mmap, sequential", Box::new(mapped)),
-        ("ring", Box::new(ring)),
+        ("ring, direct", Box::new(move |p, n| ring(p, n, ReadMethod::Direct, slot))),
+        ("ring, io_uring", Box::new(move |p, n| ring(p, n, ReadMethod::Uring, slot))),
+        ("ring, buffered", Box::new(move |p, n| ring(p, n, ReadMethod::Buffered, slot))),
     ];
     let mut rates = vec![Vec::new(); methods.len()];
     for round in 0..ROUNDS {
@@ -60,12 +69,16 @@ fn main() {
         let _ = std::fs::remove_file(&own);
     }
     let medians: Vec<f64> = rates.iter_mut().map(|rates| median(rates)).collect();
-    let raw = best(&medians[..methods.len() - 1]);
-    let rows: Vec<Row> = methods
+    let raw = best(&medians[..raw_methods]);
+    let mut rows: Vec<Row> = methods
         .iter()
         .zip(&medians)
         .map(|((name, _), &rate)| Row::new(name, rate, "GB/s").against(rate / raw, "best raw method"))
         .collect();
+    for it in &probed.methods {
+        let name = format!("probe: {}, {} threads", it.method, it.threads);
+        rows.push(Row::new(&name, it.rate / 1e9, "GB/s").against(it.rate / 1e9 / raw, "best raw method"));
+    }
     report("disk", "cargo bench --bench disk", &rows, value("--json").map(Path::new));
 }
 
@@ -156,14 +169,10 @@ fn mapped(path: &Path, bytes: u64) -> Option<u64> {
 
 /// One pass of the engine's own stream over the file, nothing computed. What was read ahead for the next
 /// pass meanwhile counts: it is in the ring.
-fn ring(path: &Path, bytes: u64) -> Option<u64> {
-    let paths = [path.to_path_buf()];
-    // Chosen as the engine chooses: by a measurement on the file. Its time is not the stream's.
-    static MODE: std::sync::OnceLock<ReadMode> = std::sync::OnceLock::new();
-    let mode = *MODE.get_or_init(|| {
-        FileSource::probe(&paths, 128 << 20, 2).map_or(ReadMode::Buffered, |probe| probe.choose())
-    });
-    let source = FileSource::open(&paths, mode).ok()?;
+fn ring(path: &Path, bytes: u64, method: ReadMethod, slot_bytes: usize) -> Option<u64> {
+    let source = open_files(&[path.to_path_buf()], method).ok()?;
+    // What fell back is another method's figure.
+    (source.method() == method).then_some(())?;
     let cols = 4096;
     let rows = (bytes / (cols as u64 * 2)) as usize;
     let tensor =
@@ -177,7 +186,7 @@ fn ring(path: &Path, bytes: u64) -> Option<u64> {
     let options = Options {
         pinned: vec![],
         slots: 4,
-        slot_bytes: BLOCK,
+        slot_bytes,
         readers: 2,
         experts,
         device: OnDevice::default(),

@@ -153,8 +153,8 @@ fn table() {
         let share = 100.0 * product / roof;
         println!("{:>6} {product:>12.1} {roof:>12.1} {share:>7.0}%", format.name());
     }
-    println!("format GFLOP/s with this many tokens a call");
-    let tokens = [2, 4, 8, 32, 96, 384];
+    println!("format GFLOP/s with this many tokens a call; integers where weights are whole codes");
+    let tokens = [1, 2, 4, 8, 32, 96, 512];
     println!("       {}", tokens.map(|n| format!("{n:>7}")).concat());
     for format in NumFormat::ALL {
         let mut weights = Weights::new(format);

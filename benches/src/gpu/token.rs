@@ -17,7 +17,7 @@ mod random;
 
 use crate::{Row, median, quick};
 use airllm::Size;
-use airllm_format::{FileSource, LayerSource, NumFormat, ReadMode};
+use airllm_format::{FileSource, LayerSource, NumFormat, ReadMethod};
 use airllm_kernels::{Cuda, CudaSettings, KvFormat, Memory};
 use airllm_model::{Model, Sequence, Span, Want, bind};
 use airllm_stream::{Catalog, Options, Pipeline, Plan, Stats, Timeline};
@@ -194,13 +194,13 @@ fn many(run: &mut Run) -> Vec<Row> {
 }
 
 /// Bytes a second of the files' disk, and the way to read them.
-fn disk(paths: &[PathBuf]) -> (f64, ReadMode) {
+fn disk(paths: &[PathBuf]) -> (f64, ReadMethod) {
     let probe = FileSource::probe(paths, PROBE, READERS).expect("reads of the files");
     if probe.best() > 0.0 {
         return (probe.best(), probe.choose());
     }
     // Files of a quick run are too small for the probe.
-    let source = FileSource::open(paths, ReadMode::Buffered).expect("files that were just written");
+    let source = FileSource::open(paths, ReadMethod::Buffered).expect("files that were just written");
     let start = Instant::now();
     let mut bytes = 0;
     for file in 0..source.files() {
@@ -208,7 +208,7 @@ fn disk(paths: &[PathBuf]) -> (f64, ReadMode) {
         source.read_at(file, 0, &mut buf).expect("reads of the files");
         bytes += buf.len();
     }
-    (bytes as f64 / start.elapsed().as_secs_f64(), ReadMode::Buffered)
+    (bytes as f64 / start.elapsed().as_secs_f64(), ReadMethod::Buffered)
 }
 
 /// Means over some passes.

@@ -208,7 +208,7 @@ fn packed(format: NumFormat, rows: usize, cols: usize, width: f32, middle: f32) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use airllm_format::{FileSource, ReadMode};
+    use airllm_format::{FileSource, ReadMethod};
 
     #[test]
     fn shapes_are_those_of_their_models() {
@@ -231,7 +231,7 @@ mod tests {
         let catalog = catalog(&Shape::QUICK.config(), NumFormat::Q4);
         let source = Random::new(&catalog);
         let dir = tempfile::tempdir().unwrap();
-        let files = FileSource::open(&source.write(dir.path()).unwrap(), ReadMode::Buffered).unwrap();
+        let files = FileSource::open(&source.write(dir.path()).unwrap(), ReadMethod::Buffered).unwrap();
         for file in 0..source.files() {
             let mut whole = vec![1; source.len(file) as usize];
             source.read_at(file, 0, &mut whole).unwrap();
