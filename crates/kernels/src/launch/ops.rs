@@ -6,8 +6,14 @@ use crate::{
     Activation, Attend, Columns, Heads, KvFormat, Matrix, Memory, Ops, Place, Result, Rope, RopeKind, Tokens,
     Work, shape,
 };
+use airllm_format::NumFormat;
 
 impl<D: Launcher> Ops for D {
+    /// Views of host memory are multiplied by the host, as it does it.
+    fn in_integers(&self, format: NumFormat) -> bool {
+        self.beside().is_some_and(|cpu| cpu.in_integers(format))
+    }
+
     fn caches(&self) -> &'static [KvFormat] {
         &attention::CACHES
     }
