@@ -7,11 +7,10 @@
 use crate::error::At;
 use crate::hardware::{self, ProductRate, products};
 use crate::{Cancel, Error, Result};
-use airllm_format::{NumFormat, ReadMethod};
+use airllm_format::{NumFormat, ReadMethod, write_atomically};
 use airllm_stream::MethodRate;
 use airllm_stream::plan::Gpu;
 use serde::{Deserialize, Serialize};
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -209,15 +208,7 @@ impl Probe {
         std::fs::create_dir_all(home).at(home, "creating the folder")?;
         let text = toml::to_string_pretty(self)
             .map_err(|error| Error::Input { what: format!("{}: {error}", path.display()) })?;
-        let part = home.join(format!(".{NAME}.{}.part", std::process::id()));
-        let written = write(&part, text.as_bytes()).at(&part, "writing");
-        let written =
-            written.and_then(|()| std::fs::rename(&part, &path).at(&path, "giving the file its name"));
-        if written.is_err() {
-            // The first error is the one to tell.
-            let _ = std::fs::remove_file(&part);
-        }
-        written
+        Ok(write_atomically(&path, text.as_bytes())?)
     }
 
     /// The rates of the disk that a file is on.
@@ -233,12 +224,6 @@ impl Probe {
         let gpu = self.gpu.iter().flat_map(|it| [it.upload, it.memory]);
         products.chain(disks).chain(gpu).chain([self.memory]).all(|rate| rate.is_finite() && rate > 0.0)
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = std::fs::File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 /// Times the disk below a folder, with a file that is removed afterwards.

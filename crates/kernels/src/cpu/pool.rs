@@ -26,8 +26,8 @@ impl Pool {
     /// `threads` threads with the caller's; 0 for one on each physical core that the process may use.
     pub(crate) fn new(threads: usize) -> Pool {
         let (own, places) = place::machine();
-        let threads = if threads == 0 { own } else { threads };
-        Pool { team: Team::new(threads - 1, &places) }
+        let threads = if threads == 0 { *own } else { threads };
+        Pool { team: Team::new(threads - 1, places) }
     }
 
     pub(crate) fn threads(&self) -> usize {

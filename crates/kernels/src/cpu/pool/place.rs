@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// A logical processor that the process may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +29,13 @@ pub(super) struct Places {
 #[derive(Debug, Default)]
 pub(super) struct Place(Vec<usize>);
 
-/// As many threads as pay, and their places.
-pub(super) fn machine() -> (usize, Places) {
+/// As many threads as pay, and their places: looked up once, for it takes some files for each processor.
+pub(super) fn machine() -> &'static (usize, Places) {
+    static MACHINE: OnceLock<(usize, Places)> = OnceLock::new();
+    MACHINE.get_or_init(look)
+}
+
+fn look() -> (usize, Places) {
     // What the affinity of the process and the quota of its control groups grant.
     let granted = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let read = |path: &str| std::fs::read_to_string(Path::new("/sys/devices/system").join(path)).ok();
